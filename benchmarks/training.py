@@ -1,0 +1,165 @@
+"""Our training of a recipe against the library's stock trainer in fp32: speed, and dev and test scores over seeds.
+
+python -m benchmarks.training RECIPE [--seeds 1 2 3] [--steps 50]
+
+Run it where params.yaml and the recipe's prepared data are (dvc repro prepare@RECIPE). Every side trains the same
+rows with the recipe's batch size, learning rate, schedule and threads, in turns within each seed, in this one process;
+ratios are of the seconds that trainer.train() takes. With --steps each side stops after so many steps and nothing is
+scored; without, it trains all epochs and the last model is scored by the same code for every side. Stock sides:
+
+- stock: texts in random batches, tokenized as they come, padded to the longest, as the library's examples have it
+- padded (classifiers): the same padded to max_length, as the published tutorial has it
+"""
+
+import argparse
+import importlib
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+from steps import command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=-1)
+    parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
+    options = parser.parse_args()
+    command.quiet()
+
+    import torch
+
+    from steps import params, recipes
+
+    project = params.load()
+    torch.set_num_threads(project.threads)
+    settings = project.recipe(options.recipe)
+    changes = {"patience": 1000} | ({"batch_size": options.batch_size} if options.batch_size else {})
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=changes)})
+    run = Run(recipes.get(options.recipe), settings, Path("data/prepared") / options.recipe, options.steps)
+    sides = {"stock": run.stock, "ours": run.ours}
+    if settings.kind == "classification":
+        sides = {"padded": lambda seed: run.stock(seed, padded=True), **sides}
+    seconds = {s: [] for s in sides}
+    scores = {(s, split): [] for s in sides for split in ("dev", "test")}
+    for turn, seed in enumerate(options.seeds):
+        for side in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+            taken, model = sides[side](seed)
+            seconds[side].append(taken)
+            line = f"seed {seed} {side:6}  {taken:7.1f} s"
+            if options.steps < 0:
+                for split in ("dev", "test"):
+                    scores[side, split].append(run.score(model, split))
+                    line += f"  {split} {scores[side, split][-1]:.4f}"
+            print(line, flush=True)
+    for side in sides:
+        if side != "ours":
+            ratios = [a / b for a, b in zip(seconds[side], seconds["ours"], strict=True)]
+            print(f"speed ratio {side}/ours: {min(ratios):.2f} to {max(ratios):.2f}, mean {mean(ratios):.2f}")
+    for (side, split), found in scores.items():
+        if found:
+            spread = stdev(found) if len(found) > 1 else 0.0
+            print(f"{side:6} {split:4} {run.recipe.METRIC} {mean(found):.4f} ± {spread:.4f} over {len(found)} seeds")
+
+
+class Run:
+    """The sides of one recipe on its prepared data."""
+
+    def __init__(self, recipe, settings, data: Path, steps: int):
+        self.recipe, self.settings, self.data, self.steps = recipe, settings, data, steps
+        self.base_model = Path(settings.base_model)
+        self.kind = importlib.import_module(f"steps.{settings.kind}")
+
+    def ours(self, seed: int):
+        """The product's trainer; evaluation and checkpoints are off on every side, so that only training is timed."""
+        from transformers import EarlyStoppingCallback
+        from transformers.trainer_utils import IntervalStrategy
+
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer, _ = self.kind.build_trainer(self.recipe, self.settings, seed, self.data, self.base_model,
+                                                 Path(scratch), lambda metrics, step: None)
+            trainer.remove_callback(EarlyStoppingCallback)
+            trainer.args.eval_strategy = trainer.args.save_strategy = IntervalStrategy.NO
+            trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
+            trainer.args.max_steps = self.steps
+            return timed(trainer), trainer.model
+
+    def stock(self, seed: int, padded: bool = False):
+        """The library's trainer as its documentation shows it."""
+        from datasets import Dataset
+        from transformers import set_seed
+
+        from steps import recipes
+
+        set_seed(seed)
+        settings = self.settings.train
+        new = {"new_head": True} if self.settings.kind == "classification" else {}
+        model = self.kind.load(self.base_model, self.settings, **new)
+        names = recipes.texts(self.recipe, self.settings.prepare)
+        rows = Dataset.from_file(str(self.data / "train.arrow"))
+        rows = rows.select_columns([*names, *(["label"] if "label" in rows.column_names else [])])
+        steps = -(-len(rows) // settings.batch_size) * settings.epochs
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = {
+                "output_dir": scratch, "num_train_epochs": settings.epochs, "max_steps": self.steps, "seed": seed,
+                "per_device_train_batch_size": settings.batch_size, "learning_rate": settings.learning_rate,
+                "warmup_steps": round(steps * settings.warmup_ratio), "lr_scheduler_type": settings.scheduler,
+                "eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+                "logging_steps": 10_000, "use_cpu": not cuda(), "dataloader_pin_memory": cuda()}
+            trainer = self._classifier(model, rows, arguments, padded) if self.settings.kind == "classification" else (
+                self._encoder(model, rows, arguments))
+            return timed(trainer), model
+
+    def _encoder(self, model, rows, arguments: dict):
+        from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+        if getattr(self.recipe, "WORDS", False):
+            ratio = self.settings.prepare.noise.ratio
+
+            def damage(batch: dict) -> dict:
+                kept = [[w for w in text.split() if random.random() >= ratio] or text.split()[:1]
+                        for text in batch["text"]]
+                return {"noised": [" ".join(words) for words in kept], "text": batch["text"]}
+
+            rows.set_transform(damage)
+        return SentenceTransformerTrainer(
+            model=model, args=SentenceTransformerTrainingArguments(**arguments), train_dataset=rows,
+            loss=self.recipe.loss(model, self.settings.train, rows))
+
+    def _classifier(self, model, rows, arguments: dict, padded: bool):
+        from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+        length = self.settings.prepare.max_length
+        rows = rows.map(lambda batch: model.tokenizer(batch["text"], truncation=True, max_length=length), batched=True,
+                        remove_columns=["text"])
+        collator = DataCollatorWithPadding(model.tokenizer, padding="max_length" if padded else True,
+                                           max_length=length if padded else None)
+        return Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows, data_collator=collator)
+
+    def score(self, model, split: str) -> float:
+        from steps import batching
+
+        task, path = self.recipe.TASK, self.data / f"{split}.arrow"
+        texts = batching.texts(path, task.TEXTS)
+        outputs = self.kind.outputs(model, [texts[name] for name in task.TEXTS], 64)
+        return task.scores(outputs, batching.labels(batching.load(path)))[self.recipe.METRIC]
+
+
+def cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def timed(trainer) -> float:
+    began = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

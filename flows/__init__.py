@@ -1,0 +1,1 @@
+"""Orchestration: when and where the stages of dvc.yaml run."""

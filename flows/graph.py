@@ -1,0 +1,189 @@
+"""dvc.yaml -> the stages in order, which are stale, and one of them run; the only import of dvc."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from steps import command, params, tracking
+from steps.schema import InputError
+
+GRACE = 4.0         # seconds a stage gets to end after it was asked to, before it is asked harder
+LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
+CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
+           "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
+# The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
+DVC = """
+import signal, sys
+from steps import command, params
+command.die_with_parent()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+COMMAND = (sys.executable, "-c", DVC)
+_running: set[subprocess.Popen] = set()
+_lock = threading.Lock()
+_stopped = threading.Event()
+
+
+class StageFailed(RuntimeError):
+    """Raised when a stage's command fails for a reason that is not the user's input."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str                   # train@sts
+    upstream: tuple[str, ...]
+    work_pool: str | None       # meta.work_pool: where it wants to run
+
+
+def _repo():
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    if not Path(".git").exists():
+        raise InputError("this folder is not a git repository, and DVC versions data beside code in one; "
+                         "make it one with: git init && git add -A && git commit -m 'Start'")
+    if not Path("dvc.yaml").exists():
+        raise InputError("dvc.yaml is not here; run this in the project's folder")
+    try:
+        return Repo(".", _wait_for_lock=True)
+    except (DvcException, SCMError) as error:
+        raise InputError(f"DVC cannot read this project: {error}") from None
+
+
+def plan(targets: Iterable[str]) -> list[Stage]:
+    """The targets and all they need, in the order in which `dvc repro` would run them.
+
+    Raises InputError where dvc.yaml does not resolve or a file that no stage makes is not there.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo.reproduce import plan_repro
+
+    repo = _repo()
+    try:
+        graph = repo.index.graph
+        wanted = [stage for target in targets for stage in repo.stage.collect(target)]
+    except DvcException as error:
+        raise InputError(f"dvc.yaml does not resolve: {error}") from None
+    stages = plan_repro(graph, wanted)
+    made = {out.fs_path for stage in repo.index.stages for out in stage.outs}
+    for stage in stages:
+        for dep in stage.deps:
+            if dep.fs_path not in made and not dep.exists:
+                raise InputError(f"{stage.addressing} needs {dep}, which does not exist; "
+                                 "put it there or correct its path in params.yaml")
+    _stopped.clear()
+    return [Stage(s.addressing, tuple(u.addressing for u in graph.successors(s)), (s.meta or {}).get("work_pool"))
+            for s in stages]
+
+
+def stale(names: list[str]) -> list[str]:
+    """Those of the stages whose own inputs or outputs differ from dvc.lock; what follows them may have to run too."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return list(_repo().status(targets=names))
+    except DvcException as error:
+        raise InputError(f"DVC cannot tell what is stale: {error}") from None
+
+
+def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None) -> str:
+    """Lets DVC bring one stage up to date; its upstream must be so already. Returns ran, restored or unchanged.
+
+    In a `folder`, another copy of the project, all that the stage needs is brought up to date.
+
+    The stage is a process group of its own, and every line it prints goes to `on_line` as it comes. Raises
+    InputError when the step refused its input, StageFailed when it failed or was stopped.
+    """
+    environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+    with _lock:
+        if _stopped.is_set():
+            raise StageFailed(f"{name} was not started: the run was stopped")
+        process = subprocess.Popen(
+            [*COMMAND, "--wait-for-lock", "repro", *(() if folder else ("--single-item",)), name], cwd=folder,
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True)
+        _running.add(process)
+    outcome, said = "unchanged", []
+    try:
+        for line in process.stdout:
+            line = line.rstrip().rpartition("\r")[2]
+            if line.startswith("Running stage"):
+                outcome = "ran"
+            elif "is cached - skipping run" in line:
+                outcome = "restored"
+            if line.strip() and not line.startswith(CHATTER) and not _stopped.is_set():
+                said.append(line)
+                on_line(line)
+        process.wait()
+    finally:
+        with _lock:
+            _running.discard(process)
+        _end(process)
+    if process.returncode == 0:
+        return outcome
+    if _stopped.is_set():
+        raise StageFailed(f"{name} was stopped")
+    errors = [s.removeprefix("error: ") for s in said if s.startswith("error: ")]
+    if errors and re.search(r"exited with 2$", "\n".join(said), re.MULTILINE):
+        raise InputError("\n".join(errors))
+    raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
+
+
+@contextlib.contextmanager
+def lock_in_order(plan: list[Stage]) -> Iterator[None]:
+    """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first."""
+    from dvc.utils.serialize import modify_yaml
+
+    known = list(params.read(LOCK)["stages"]) if LOCK.exists() else []
+    try:
+        yield
+    finally:
+        if LOCK.exists():
+            with modify_yaml(str(LOCK)) as values:
+                stages = values["stages"]
+                order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
+                values["stages"] = {name: stages[name] for name in order if name in stages}
+
+
+def mend() -> None:
+    """Removes DVC's list of who reads and writes what where a kill -9 left it half written; nobody runs by then."""
+    try:
+        json.loads(RWLOCK.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        RWLOCK.unlink()
+
+
+def stop() -> None:
+    """Ends every stage that runs, with all its children; until the next plan none is started."""
+    with _lock:
+        _stopped.set()
+        running = list(_running)
+    for process in running:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is not None:
+        return
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        try:
+            process.wait(GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue

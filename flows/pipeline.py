@@ -1,0 +1,83 @@
+"""The retraining flow: the stages of dvc.yaml in their order, then registration; the only import of prefect."""
+
+import os
+import signal
+import threading
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import wait
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Failed, State
+
+from flows import graph
+from steps import params, register
+from steps.schema import InputError
+
+_slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage(name: str) -> str | State:
+    """Brings one stage up to date and says whether it ran, was restored or had nothing to do."""
+    logger = get_run_logger()
+    try:
+        with _slots:
+            outcome = graph.reproduce(name, logger.info)
+    except (InputError, graph.StageFailed) as error:
+        return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
+    logger.info(outcome)
+    return outcome
+
+
+@task(cache_policy=NO_CACHE)
+def register_model(recipe: str) -> dict:
+    """Registers what the recipe's stages left; the same version when nothing changed."""
+    version = register.register(recipe)
+    get_run_logger().info("version %s %s", version.number, "registered" if version.created else "was there already")
+    return {"version": version.number, "run_id": version.run_id, "created": version.created}
+
+
+@flow(name="retrain")
+def retrain(recipes: list[str]) -> dict | State:
+    """Every recipe's stages, siblings side by side, and its registration. Fails with the first failure named."""
+    try:
+        stages = {}
+        plan = graph.plan(params.load().targets(recipes))
+        with graph.lock_in_order(plan):
+            for stage in plan:
+                stages[stage.name] = run_stage.with_options(name=stage.name, task_run_name=stage.name).submit(
+                    stage.name, wait_for=[stages[u] for u in stage.upstream])
+            wait([*stages.values()])    # a version holds the whole dvc.lock, so no stage may write it any more
+        versions = {}
+        order = [s.name.removeprefix("train@") for s in plan if s.name.startswith("train@")]
+        for recipe in (r for r in order if r in recipes and stages[f"evaluate@{r}"].state.is_completed()):
+            versions[recipe] = register_model.with_options(
+                name=f"register@{recipe}", task_run_name=f"register@{recipe}").submit(recipe)
+            versions[recipe].wait()     # a parent is registered before its children, whose versions name it
+        for future in (*stages.values(), *versions.values()):
+            if future.state.is_failed() or future.state.is_crashed():
+                return future.state
+        return {"stages": {name: future.result() for name, future in stages.items()},
+                "versions": {recipe: future.result() for recipe, future in versions.items()}}
+    except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages
+        graph.stop()
+        raise
+
+
+def run(recipes: list[str]) -> dict:
+    """Runs the flow here: on the server of PREFECT_API_URL, or on a temporary one that ends with it."""
+    global _slots
+    _slots = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // params.load().threads))
+    settings = {}
+    if not PREFECT_API_URL.value():
+        settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        # A terminal sends Ctrl-C to all its processes; the server inherits this mask and lives to hear how we ended.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with temporary_settings(settings):
+        return retrain(recipes)

@@ -1,0 +1,117 @@
+"""A run from the terminal: what is to do, the flow, and the table at the end."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows import graph, seeds
+from steps import params, provenance, register, registry, scores, tracking
+from steps.registry import Version
+from steps.schema import InputError
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """One run in a workspace at a time; the lock goes with its process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(exist_ok=True)
+    holder = lock.with_suffix(".pid")
+    try:
+        with FileLock(lock, timeout=0):
+            holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+            yield
+    except Timeout:
+        raise InputError(f"another run (process {holder.read_text(encoding='utf-8').strip()}) works in this folder; "
+                         "wait for it or stop it") from None
+
+
+def clean_up() -> None:
+    """Clears what a run of this folder that was killed with -9 left: DVC's lock file, a temporary Prefect server."""
+    import psutil
+
+    graph.mend()
+    for process in psutil.process_iter(["ppid", "cmdline"]):
+        if process.info["ppid"] == 1 and "prefect.server.api.server:create_app" in (process.info["cmdline"] or ()):
+            with suppress(psutil.Error):
+                if process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
+                    process.terminate()
+
+
+def run(names: list[str], count: int = 1) -> int:
+    """Runs the recipes and prints what came of it; where nothing is to do, no flow is started.
+
+    With a `count` above 1 each recipe is trained from that many seeds.
+    """
+    began = time.monotonic()
+    if "+changes" in (commit := provenance.git_commit()):
+        print("note: tracked files differ from the last commit; versions will say "
+              f"{commit[:7]}+changes", flush=True)
+    stages = [s.name for s in graph.plan(params.load().targets(names))]
+    if not graph.stale(stages) and all(register.registered(n) for n in names):
+        print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
+        versions, code = {n: register.register(n) for n in names}, 0
+    else:
+        versions, code = flow(names)
+    for name, version in versions.items():
+        print("\n" + table(name, version))
+    for name in versions if count > 1 else ():
+        try:
+            print("\n" + seeds.run(name, count))
+        except graph.StageFailed as error:
+            print(f"error: {error}", flush=True)
+            code = 1
+    print(f"\n{time.monotonic() - began:.0f} s; look at it in MLflow with: make ui")
+    return code
+
+
+def register_finished(name: str) -> None:
+    """Registers what the stages left, if they left what the parameters, code and data of now ask for."""
+    project = params.load()
+    project.recipe(name)
+    if old := graph.stale([s.name for s in graph.plan(project.targets([name]))]):
+        raise InputError(f"{', '.join(old)} would have to run again: what lies here is not what params.yaml, the code "
+                         f"and the data now make; first: dvc repro evaluate@{name}")
+    print(table(name, register.register(name)))
+
+
+def flow(names: list[str]) -> tuple[dict[str, Version], int]:
+    from flows import pipeline
+
+    try:
+        done = pipeline.run(names)
+    except graph.StageFailed as error:
+        print(f"error: {error}", flush=True)
+        return {}, 1
+    found = tracking.client()
+    counts = ", ".join(f"{name} {outcome}" for name, outcome in done["stages"].items())
+    print(f"\n{counts}")
+    return {name: registry.read_version(found, name, v["version"], v["created"])
+            for name, v in done["versions"].items()}, 0
+
+
+def table(recipe: str, version: Version) -> str:
+    """Every test set's scores with their intervals, the version and the run."""
+    project = params.load()
+    settings = project.recipe(recipe)
+    found = scores.tables(recipe, settings, register.folders(recipe)["test"], register.references(recipe, project))
+    found[0].lines.extend(in_charge(recipe, version, found[0].metric))
+    state = "registered now" if version.created else "registered before"
+    return "\n".join([
+        *(line for part in found for line in scores.text(part, settings.evaluate.confidence)),
+        f"  version     {recipe}@{version.number} ({', '.join(version.aliases) or 'no alias'}), {state}",
+        f"  run         {version.run_id}"])
+
+
+def in_charge(recipe: str, version: Version, metric: str) -> list[tuple[str, float, float, float]]:
+    """The champion's line, as it was measured when it was registered, if that was on the same test rows."""
+    store = tracking.client()
+    champion = registry.champion(store, recipe)
+    if champion is None or champion[0].number == version.number:
+        return []
+    held, tags = champion
+    if tags.get("test_sha256") != store.get_model_version(recipe, str(version.number)).tags["test_sha256"]:
+        return []
+    return [(f"champion @{held.number}", *(float(tags[f"test_{metric}{end}"]) for end in ("", "_low", "_high")))]

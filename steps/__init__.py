@@ -1,0 +1,1 @@
+"""The work: one step of the pipeline, one file, one main()."""

@@ -1,0 +1,147 @@
+"""Tokenized texts with labels and a base model -> a trained classifier, and logits from one.
+
+Fine-tuning as in Devlin et al. 2019, https://arxiv.org/abs/1810.04805, by the library's Trainer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
+from transformers import Trainer as LibraryTrainer
+from transformers.utils import logging as transformers_logging
+
+from steps import batching, losses, schema, training
+from steps.schema import InputError
+
+
+def load(path: Path, settings: schema.Recipe, new_head: bool = False) -> PreTrainedModel:
+    """The classifier in `path`, with a new head where that is asked for; the names of the labels are in its config.
+
+    Raises InputError where `path` has no head for these labels and none is to be made.
+    """
+    transformers_logging.disable_progress_bar()
+    if not list(path.glob("*.safetensors")):
+        raise InputError(f"{path} has no model.safetensors; other formats of weights are not loaded")
+    names = settings.prepare.labels
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False, problem_type="single_label_classification",
+        num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
+        ignore_mismatched_sizes=True, output_loading_info=True)
+    if not new_head and (lacking := [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+        raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks {', '.join(sorted(lacking))}")
+    model.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model.max_seq_length = settings.prepare.max_length
+    return model
+
+
+def classify(model: PreTrainedModel, texts: list[list[int]], batch_size: int) -> np.ndarray:
+    """Token ids of n texts -> [n, classes] float32 logits, computed longest first so that padding is small."""
+    order = np.argsort([-len(t) for t in texts], kind="stable")
+    logits = np.empty((len(texts), model.config.num_labels), np.float32)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start:start + batch_size]
+            features = batching.pad([texts[i] for i in chosen], model.tokenizer.pad_token_id)
+            logits[chosen] = model(**{k: v.to(model.device) for k, v in features.items()}).logits.float().cpu().numpy()
+    return logits
+
+
+def outputs(model: PreTrainedModel, columns: Sequence[list[str]], batch_size: int) -> np.ndarray:
+    """[n, classes] logits of the one column of texts, cut into tokens by the model's own tokenizer."""
+    texts, = columns
+    return classify(model, model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"],
+                    batch_size)
+
+
+def baseline(train: Path, labels: np.ndarray) -> np.ndarray:
+    """[n] the class that most rows of train have: a base model has no classes of its own."""
+    seen = batching.labels(batching.load(train)).astype(int)
+    return np.full(len(labels), np.bincount(seen).argmax())
+
+
+class Trainer(LibraryTrainer):
+    """The library's trainer, fed with batches of similar length, with weights for the classes."""
+
+    def __init__(self, *args, length_grouping: int, weights: torch.Tensor | None, task: ModuleType, metric: str,
+                 **kwargs):
+        self.length_grouping, self.weights, self.task, self.metric = length_grouping, weights, task, metric
+        super().__init__(*args, **kwargs)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        batches = batching.LengthGroupedBatches(batching.lengths(self.train_dataset), self.args.train_batch_size,
+                                                self.length_grouping, self.args.seed)
+        loader = torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator,
+                                             pin_memory=self.args.dataloader_pin_memory)
+        self.accelerator.even_batches = False
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        weights = None if self.weights is None else self.weights.to(outputs.logits.device)
+        loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, weight=weights)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Every score on dev and its loss, each text computed once and padded little."""
+        labels = batching.labels(self.eval_dataset).astype(int)
+        logits = classify(self.model, self.eval_dataset["text" + batching.IDS][:],
+                          self.args.per_device_eval_batch_size)
+        scores = self.task.scores(logits, labels)
+        if not math.isfinite(scores[self.metric]):
+            raise InputError(f"dev {self.metric} is {scores[self.metric]}: the logits are not finite; "
+                             "lower train.learning_rate or mend the data")
+        loss = torch.nn.functional.cross_entropy(torch.as_tensor(logits), torch.as_tensor(labels),
+                                                 weight=self.weights)
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in {**scores, "loss": float(loss)}.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Collator(batching.Collator):
+    """Rows of token ids -> input_ids, attention_mask and labels."""
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        return {name.removeprefix("text_").replace("label", "labels"): tensor
+                for name, tensor in super().__call__(rows).items()}
+
+
+def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,
+                  scratch: Path, log: training.Log) -> tuple[Trainer, training.History]:
+    """The library's trainer on data/train.arrow, ready to train."""
+    set_seed(seed)      # before the base model is loaded: the head starts at random
+    chosen = settings.train
+    train_set, dev_set = batching.load(data / "train.arrow"), batching.load(data / "dev.arrow")
+    model = load(base_model, settings, new_head=True)
+    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, log)
+    weights = None
+    if chosen.class_weights == "balanced":
+        weights = losses.class_weights(batching.labels(train_set).astype(int), len(settings.prepare.labels))
+    trainer = Trainer(
+        length_grouping=chosen.length_grouping, weights=weights, task=recipe.TASK, metric=history.metric,
+        model=model, train_dataset=train_set, eval_dataset=dev_set,
+        args=TrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch),
+                               remove_unused_columns=False),
+        data_collator=Collator(model.tokenizer.pad_token_id))
+    training.quiet(trainer, history, chosen.patience)
+    return trainer, history
+
+
+def save(model: PreTrainedModel, folder: Path, beside: Mapping[str, str] | None = None) -> None:
+    """Writes the classifier as safetensors with its tokenizer, and the texts `beside` it."""
+    with training.whole(folder, beside or {}) as partial:
+        model.save_pretrained(partial)
+        model.tokenizer.model_max_length = model.max_seq_length     # where whoever uses it cuts
+        model.tokenizer.save_pretrained(partial)

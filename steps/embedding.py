@@ -1,0 +1,133 @@
+"""Tokenized texts and a base model -> a trained sentence encoder, and vectors from one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.evaluation import BaseEvaluator
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from steps import batching, recipes, schema, training
+from steps.schema import InputError
+
+
+def encoder(path: Path, max_length: int, pooling: str) -> SentenceTransformer:
+    """The encoder in `path`; one without sentence-transformers modules gets the pooling named."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformers_logging.disable_progress_bar()
+    if not list(path.glob("*.safetensors")):
+        raise InputError(f"{path} has no model.safetensors; other formats of weights are not loaded")
+    if (path / "modules.json").exists():
+        model = SentenceTransformer(str(path), trust_remote_code=False, local_files_only=True)
+    else:
+        words = Transformer(str(path), processor_kwargs={"local_files_only": True})     # saved with the tokenizer
+        model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), pooling_mode=pooling)])
+    model.max_seq_length = max_length
+    return model
+
+
+def embed(model: SentenceTransformer, texts: list[list[int]], batch_size: int) -> np.ndarray:
+    """Token ids of n texts -> [n, dim] float32, computed longest first so that padding is small."""
+    order = np.argsort([-len(t) for t in texts], kind="stable")
+    vectors = None
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start:start + batch_size]
+            features = batching.pad([texts[i] for i in chosen], model.tokenizer.pad_token_id)
+            features = {k: v.to(model.device) for k, v in features.items()}
+            found = model(features)["sentence_embedding"].float().cpu().numpy()
+            if vectors is None:
+                vectors = np.empty((len(texts), found.shape[1]), np.float32)
+            vectors[chosen] = found
+    return vectors
+
+
+def load(path: Path, settings: schema.Recipe) -> SentenceTransformer:
+    """The encoder in `path` as the recipe uses it."""
+    return encoder(path, settings.prepare.max_length, settings.train.pooling)
+
+
+def outputs(model: SentenceTransformer, columns: Sequence[list[str]], batch_size: int) -> list[np.ndarray]:
+    """[n, dim] vectors of each column of texts, cut into tokens by the model's own tokenizer."""
+    return [embed(model, model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"],
+                  batch_size) for texts in columns]
+
+
+class DevScores(BaseEvaluator):
+    """The task's scores on the dev split, from the tokens that prepare left."""
+
+    def __init__(self, task: ModuleType, dataset, batch_size: int, metric: str):
+        super().__init__()
+        self.task, self.dataset, self.batch_size = task, dataset, batch_size
+        self.primary_metric = metric
+
+    def __call__(self, model, output_path=None, epoch=-1, steps=-1) -> dict[str, float]:
+        embeddings = [embed(model, self.dataset[name + batching.IDS][:], self.batch_size) for name in self.task.TEXTS]
+        scores = self.task.scores(embeddings, batching.labels(self.dataset))
+        if not math.isfinite(scores[self.primary_metric]):
+            raise InputError(f"dev {self.primary_metric} is {scores[self.primary_metric]}: the embeddings have "
+                             "collapsed or the dev labels are constant; lower train.learning_rate or mend the data")
+        return scores
+
+
+class Trainer(SentenceTransformerTrainer):
+    """The library's trainer, fed with batches of similar length."""
+
+    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, **kwargs):
+        self.length_grouping, self.keys = length_grouping, keys
+        super().__init__(*args, **kwargs)
+
+    def add_model_card_callback(self, default_args_dict):
+        """No generated card: it holds clocks and machines; Evergreen writes its own (steps/register.py)."""
+
+    def get_batch_sampler(self, dataset, batch_size, drop_last, valid_label_columns=None, generator=None, seed=0):
+        keys = self.keys if dataset is self.train_dataset else None
+        batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed,
+                                                drop_last, keys)
+        if dataset is self.train_dataset:
+            self.data_collator.batches = batches
+        return batches
+
+
+def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,
+                  scratch: Path, log: training.Log) -> tuple[Trainer, training.History]:
+    """The library's trainer with the recipe's loss on data/train.arrow, ready to train.
+
+    The loss on dev is of held-out text where data/held_out.arrow is there, of dev where its columns are train's.
+    """
+    set_seed(seed)      # before the base model is loaded: layers that its files lack start at random
+    chosen = settings.train
+    names = recipes.texts(recipe, settings.prepare)
+    train_set, dev_set = batching.load(data / "train.arrow"), batching.load(data / "dev.arrow")
+    unseen = batching.load(path) if (path := data / "held_out.arrow").exists() else (
+        dev_set if names == recipe.TASK.TEXTS else None)
+    model = load(base_model, settings)
+    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, log)
+    collator = recipe.collator(model.tokenizer, settings, seed) if hasattr(recipe, "collator") else (
+        batching.Collator(model.tokenizer.pad_token_id))
+    no_duplicates = getattr(chosen, "no_duplicates", False)
+    trainer = Trainer(
+        length_grouping=chosen.length_grouping,
+        keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
+        model=model, train_dataset=train_set, eval_dataset=unseen, loss=recipe.loss(model, chosen, train_set),
+        args=SentenceTransformerTrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch)),
+        evaluator=DevScores(recipe.TASK, dev_set, chosen.eval_batch_size, history.metric), data_collator=collator)
+    training.quiet(trainer, history, chosen.patience)
+    return trainer, history
+
+
+def save(model: SentenceTransformer, folder: Path, beside: Mapping[str, str] | None = None) -> None:
+    """Writes the encoder as safetensors, the same bytes wherever and however often, and the texts `beside` it."""
+    with training.whole(folder, beside or {}) as partial:
+        model.save(str(partial), create_model_card=False, safe_serialization=True)

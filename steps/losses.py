@@ -1,0 +1,42 @@
+"""Token features of a batch -> the losses that the library does not have."""
+
+from collections.abc import Sequence
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+
+
+class MaskedLanguageModelLoss(nn.Module):
+    """Cross entropy of the masked tokens.
+
+    Devlin et al. 2019, https://arxiv.org/abs/1810.04805. The head is the base model's where it has one, else new;
+    its word matrix is the encoder's own.
+
+    | inputs                      | labels                              |
+    |-----------------------------|-------------------------------------|
+    | token ids [b, l], masked    | ids [b, l] asked for, -100 elsewhere |
+    """
+
+    def __init__(self, model: SentenceTransformer):
+        super().__init__()
+        self.encoder = model
+        words = model.transformers_model
+        self.head = AutoModelForMaskedLM.from_pretrained(words.config._name_or_path, local_files_only=True)
+        setattr(self.head, self.head.base_model_prefix, words)
+        self.head.tie_weights()
+
+    def forward(self, features: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        text, = features
+        return self.head(input_ids=text["input_ids"], attention_mask=text["attention_mask"], labels=labels).loss
+
+    def get_config_dict(self) -> dict:
+        return {}
+
+
+def class_weights(labels: Sequence[int], classes: int) -> torch.Tensor:
+    """[classes] weights inverse to each class's share, 1 on average over the rows; 0 where a class has none."""
+    counts = torch.bincount(torch.as_tensor(labels), minlength=classes).float()
+    present = (counts > 0).sum()
+    return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), torch.zeros(()))

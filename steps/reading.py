@@ -1,0 +1,121 @@
+"""A file of rows -> (line, {column: text}), every value as the text that stands there ("NA" is text)."""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from steps.params import InputError
+
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
+BATCH = 1000        # rows of a Parquet file held at once
+
+
+def splits(dataset: Path) -> dict[str, list[Path]]:
+    """{split: its files, in their order} of a data set's folder."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(dataset.glob("*"), key=lambda p: [int(x) if x.isdigit() else 0 for x in p.name.split(".")]):
+        if path.name != "source.json":
+            found.setdefault(path.name.split(".")[0], []).append(path)
+    if not found:
+        raise InputError(f"{dataset} has no files; declare them under splits in params.yaml")
+    return found
+
+
+def rows(path: Path, columns: Sequence[str], header: Sequence[str] | None = None) -> Iterator[tuple[int, Mapping]]:
+    """The named columns of a CSV, TSV, JSON-lines or Parquet file, or the lines of any other as column `text`.
+
+    `header` names the columns of a CSV or TSV file that has no header of its own. Vectors in a Parquet file stay
+    lists of numbers. Only as much is held as one row needs. Raises InputError naming file, line and what is wrong.
+    """
+    suffixes = [s for s in path.suffixes if s in (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".gz")]
+    match suffixes:
+        case [".parquet", *_]:
+            yield from _parquet(path, columns)
+        case [".json" | ".jsonl", *_]:
+            yield from _json_lines(path, columns)
+        case [".csv" | ".tsv" as kind, *_]:
+            yield from _separated(path, columns, header, "\t" if kind == ".tsv" else ",")
+        case _:
+            _check_columns(path, ["text"], columns)
+            for number, line in enumerate(_lines(path), start=1):
+                yield number, {"text": line.rstrip("\r\n")}
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, which may be compressed; line ends stay."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:{number}: byte {error.object[error.start]:#04x} is not UTF-8; "
+                         "save the file as UTF-8") from None
+
+
+def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[int, Mapping]]:
+    # csv ends a row at a lone carriage return too; io.StringIO splits lines as it wants them
+    reader = csv.reader((part for line in _lines(path) for part in io.StringIO(line, newline="")),
+                        delimiter=delimiter, strict=True)
+    line = 0
+    try:
+        names = list(header) if header else next(reader, [])
+        _check_columns(path, names, columns)
+        line = reader.line_num
+        for fields in reader:
+            line, start = reader.line_num, line + 1
+            if not fields:
+                continue
+            if len(fields) != len(names):
+                raise InputError(f"{path}:{start}: {len(fields)} fields where the header has {len(names)}; "
+                                 "quote a text that holds the separator")
+            yield start, dict(zip(names, fields, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}:{line + 1}: {error}; a text with quotes in it is quoted, its quotes doubled, "
+                         "and every quote is closed") from None
+
+
+def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not a JSON object: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: a line must hold one JSON object, not {type(row).__name__}")
+        _check_columns(f"{path}:{number}", list(row), columns)
+        yield number, {c: "" if row[c] is None else str(row[c]) for c in columns}
+
+
+def _parquet(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from None
+    with file:
+        _check_columns(path, file.schema_arrow.names, columns)
+        number = 0
+        for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, {k: "" if v is None else v if isinstance(v, list) else str(v) for k, v in row.items()}
+
+
+def _check_columns(path, header: Sequence[str], columns: Sequence[str]) -> None:
+    if repeated := [c for c in columns if header.count(c) > 1]:
+        raise InputError(f"{path}: column {repeated[0]!r} stands twice in the header")
+    if missing := [c for c in columns if c not in header]:
+        present = ", ".join(map(repr, header)) or "none"
+        raise InputError(f"{path}: column {missing[0]!r} is missing; the file has {present}; "
+                         "name the right one (columns in params.yaml, or --column)")

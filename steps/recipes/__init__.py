@@ -1,0 +1,51 @@
+"""One file per recipe; the directory is the registry.
+
+A recipe file has:
+    Params                      its entry in params.yaml, a strict pydantic model
+    TASK                        the task that dev and test are (steps/tasks)
+    METRIC                      the score of that task that decides, for its intervals on test
+where its kind is `embedding`:
+    loss(model, train, rows)    the training loss on (features, labels)
+and what it needs of:
+    UNLABELLED = True           train is plain text, cut into sentences; dev and test come from the first of `tasks`
+    texts(prepare)              the text columns of train, in the order its loss expects, where not the task's
+    examples(row, prepare)      a row of train's text -> rows {column: value}, `label` where there is one, where that
+                                is not the task's own `example`; ValueError says what is wrong
+    WORDS = True                prepare stores where the words of each text begin
+    columns(prepare)            the columns of train's files, where they are not `prepare.columns`
+    held_out(row, prepare)      a row of dev or test, where it is not the task's own `example`
+    collator(tokenizer, settings, seed)     rows of a batch -> tensors, other than batching.Collator
+    check(base_model)           InputError where the base model cannot be trained so
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+
+from steps import sentences
+
+
+def get(name: str) -> ModuleType:
+    return importlib.import_module(f"steps.recipes.{name}")
+
+
+def texts(recipe: ModuleType, prepare) -> tuple[str, ...]:
+    """The text columns of train, in the order the loss expects."""
+    if hasattr(recipe, "texts"):
+        return recipe.texts(prepare)
+    return ("text",) if getattr(recipe, "UNLABELLED", False) else recipe.TASK.TEXTS
+
+
+def examples(recipe: ModuleType, row: Mapping, prepare) -> Iterable[dict]:
+    """A row of train's text -> rows {column: value}. Raises ValueError naming column, value and rule."""
+    if hasattr(recipe, "examples"):
+        return recipe.examples(row, prepare)
+    if getattr(recipe, "UNLABELLED", False):
+        return sentences.examples(row, prepare)
+    return [recipe.TASK.example(row, prepare)]
+
+
+def further_tasks(recipe: ModuleType, settings) -> dict:
+    """The tasks a model is scored on besides the recipe's own dev and test; plain text has the first for those."""
+    entries = list(settings.tasks.items())
+    return dict(entries[1:] if getattr(recipe, "UNLABELLED", False) else entries)

@@ -1,0 +1,93 @@
+"""Triplets or labelled pairs of sentences -> an encoder that tells what follows from what does not.
+
+Loss `multiple_negatives`: Henderson et al. 2017, https://arxiv.org/abs/1705.00652; every other text of the batch is
+a negative too, so no text stands in a batch twice. `cached` is the same over mini batches, for batches that do not
+fit (Gao et al. 2021, https://arxiv.org/abs/2101.06983). `triplet`: Schroff et al. 2015,
+https://arxiv.org/abs/1503.03832. `softmax`: Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084.
+
+| rows     | columns                      |                                                             |
+|----------|------------------------------|-------------------------------------------------------------|
+| triplets | anchor, positive, negative   | of dev and test always, of train for every loss but softmax |
+| pairs    | premise, hypothesis, label   | of train for softmax; 0 entailment, 1 neutral, 2 contradiction |
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from pydantic import model_validator
+
+from steps import schema
+from steps.tasks import triplet as task
+
+TASK = task
+METRIC = task.METRIC
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+class PairColumns(schema.Columns):
+    premise: str
+    hypothesis: str
+    label: str
+
+
+class Prepare(schema.Prepare, task.Rows):
+    train_rows: Literal["triplets", "pairs"]
+    pair_columns: PairColumns
+    split: schema.Split
+
+
+class Train(schema.EmbeddingTrain):
+    """batch_size sets how many negatives an anchor sees; gradient_accumulation adds none. mini_batch_size is what
+    `cached` computes at once."""
+
+    loss: Literal["multiple_negatives", "cached", "triplet", "softmax"]
+    mini_batch_size: schema.Positive
+    metric: Literal["accuracy_cosine", "accuracy_dot", "accuracy_manhattan", "accuracy_euclidean"]
+
+    @property
+    def no_duplicates(self) -> bool:
+        """Whether equal texts in one batch would be taken for negatives of each other."""
+        return self.loss in ("multiple_negatives", "cached")
+
+
+class Params(schema.Recipe):
+    kind: Literal["embedding"]
+    prepare: Prepare
+    train: Train
+
+    @model_validator(mode="after")
+    def _rows_suit_the_loss(self):
+        if (self.train.loss == "softmax") != (self.prepare.train_rows == "pairs"):
+            raise ValueError(f"loss {self.train.loss} and train_rows {self.prepare.train_rows} do not go together: "
+                             "softmax learns from pairs, every other loss from triplets")
+        return self
+
+
+def columns(prepare: Prepare) -> schema.Columns:
+    return prepare.pair_columns if prepare.train_rows == "pairs" else prepare.columns
+
+
+def texts(prepare: Prepare) -> tuple[str, ...]:
+    return ("premise", "hypothesis") if prepare.train_rows == "pairs" else task.TEXTS
+
+
+def examples(row: Mapping[str, str], prepare: Prepare) -> Iterable[dict]:
+    """A triplet, or a pair with its label's number. Raises ValueError naming column, value and rule."""
+    if prepare.train_rows == "triplets":
+        return [task.example(row, prepare)]
+    found = schema.texts(row, prepare.pair_columns, ("premise", "hypothesis"))
+    return [{**found, "label": schema.label(row, prepare.pair_columns.label, LABELS)}]
+
+
+def loss(model, train: Train, rows):
+    from sentence_transformers.sentence_transformer import losses
+
+    match train.loss:
+        case "multiple_negatives":
+            return losses.MultipleNegativesRankingLoss(model)
+        case "cached":
+            return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=train.mini_batch_size)
+        case "triplet":
+            return losses.TripletLoss(model)
+        case "softmax":
+            return losses.SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=len(LABELS))

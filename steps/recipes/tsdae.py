@@ -1,0 +1,52 @@
+"""Plain text -> an encoder whose one vector is enough to rebuild a sentence from what noise left of it.
+
+Wang, Reimers and Gurevych 2021, TSDAE, https://arxiv.org/abs/2104.06979: 60 % of the words deleted, CLS pooling,
+decoder tied to the encoder. Several published scripts keep 60 % instead. dev and test come from `tasks`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from steps import schema, sentences
+from steps.schema import InputError
+from steps.tasks import sts as task
+
+TASK = task
+METRIC = task.METRIC
+UNLABELLED = True
+WORDS = True
+
+
+class Params(schema.Unlabelled):
+    kind: Literal["embedding"]
+    prepare: sentences.NoisyPrepare
+    train: sentences.Train
+
+
+def collator(tokenizer, settings, seed: int):
+    from steps import batching
+
+    return batching.NoiseCollator(tokenizer, settings.prepare.noise.kind, settings.prepare.noise.ratio, seed)
+
+
+def check(base_model: Path) -> None:
+    """Raises InputError where the encoder's kind has no decoder class (DistilBERT, MPNet, ModernBERT)."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+
+    config = AutoConfig.from_pretrained(base_model, local_files_only=True)
+    if config.model_type not in DECODERS:
+        raise InputError(f"{base_model} is a {config.model_type} encoder, for which there is no decoder to rebuild "
+                         "sentences with; choose a base_model of the kind bert, roberta, xlm-roberta or electra")
+
+
+def loss(model, train: sentences.Train, rows):
+    """Cross entropy of the original's words, given the vector of what noise left of it. Inputs: noised, original."""
+    import logging
+
+    from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
+
+    for noisy in ("sentence_transformers.sentence_transformer.losses.denoising_auto_encoder",
+                  "transformers.modeling_utils"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return DenoisingAutoEncoderLoss(model, tie_encoder_decoder=True)

@@ -1,0 +1,238 @@
+"""The entries of params.yaml as strict types: recipes and tasks; sources.py has where data comes from."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+PARAMS = Path("params.yaml")
+LONG = 100          # characters of a section of params.yaml above which an error does not repeat it
+
+
+class InputError(ValueError):
+    """Raised when what the user gave cannot be used; says where, what and the remedy. Exit status 2."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _checked(pattern: str, rule: str):
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(rule)
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def _inside(value: str) -> str:
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise ValueError("must be a path inside the project, without '..'")
+    return value
+
+
+Name = _checked(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name has letters, digits, '_', '-' and '.' only")
+Sha256 = _checked(r"[0-9a-f]{64}", "must be a sha256: 64 hexadecimal digits")
+Commit = _checked(r"[0-9a-f]{40}", "must be a commit hash: 40 hexadecimal digits, not a branch or tag; write the "
+                  "present one with: evergreen pin NAME")
+InsidePath = Annotated[str, AfterValidator(_inside)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Columns(Strict):
+    """The data set's names of a recipe's or task's columns. `source` says where a row is from, for the slices."""
+
+    source: str | None = None
+
+    def wanted(self) -> list[str]:
+        return [name for name in self.model_dump().values() if name is not None]
+
+
+def texts(row: Mapping[str, str], columns: Columns, names: Sequence[str]) -> dict[str, str]:
+    """The row's texts under the recipe's names, and its source. Raises ValueError where a text is empty."""
+    for name in names:
+        column = getattr(columns, name)
+        if not row[column].strip():
+            raise ValueError(f"{column} = {row[column]!r} is empty; write the text or remove the row")
+    found = {name: row[getattr(columns, name)] for name in names}
+    return found if columns.source is None else {**found, "source": row[columns.source]}
+
+
+def label(row: Mapping[str, str], column: str, labels: Sequence[str]) -> int:
+    """The place of the row's label among `labels`, given by name or by place. Raises ValueError where it is neither."""
+    text = row[column].strip()
+    for known in (list(labels), [str(place) for place in range(len(labels))]):
+        if text in known:
+            return known.index(text)
+    raise ValueError(f"{column} = {text!r} is not a label of the schema; labels are {', '.join(labels)}, "
+                     f"or their places 0 to {len(labels) - 1}")
+
+
+class Split(Strict):
+    """Shares of the rows that dev and test get where the data set has no such split, and the seed that draws them."""
+
+    dev: Share
+    test: Share
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _leave_a_train_split(self):
+        if self.dev + self.test >= 1:
+            raise ValueError("dev and test together must leave a share to train")
+        return self
+
+
+class Subset(Strict):
+    """A smaller run: so many rows of each split, drawn with the seed as datasets' shuffle(seed).select() draws them."""
+
+    seed: Annotated[int, Field(ge=0)]
+    train: Positive
+    dev: Positive
+
+
+class Prepare(Strict):
+    """What every recipe's `prepare` has. `header` names the columns of files that have no header."""
+
+    header: list[str] | None = None
+    max_length: Annotated[int, Field(ge=8)]         # tokens
+    limit: Positive | None = None                   # the first so many rows of train
+    subset: Subset | None = None
+
+
+class Train(Strict):
+    """What every training has: patience is in evaluations, length_grouping in batches.
+
+    gradient_accumulation adds up the gradients of so many batches before a step. It makes no batch larger to a
+    contrastive loss: an anchor still sees the negatives of its own batch alone.
+    """
+
+    epochs: Positive
+    batch_size: Positive
+    gradient_accumulation: Positive
+    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    scheduler: Literal["linear", "constant"]
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    warmup_ratio: Share
+    max_grad_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    precision: Literal["auto", "bf16", "fp32"]
+    length_grouping: Positive
+    eval_batch_size: Positive
+    evaluations: Positive                           # on dev, in each epoch
+    metric: str
+    patience: Positive
+
+
+class EmbeddingTrain(Train):
+    pooling: Literal["mean", "cls", "max"]
+
+
+class ClassificationTrain(Train):
+    """class_weights `balanced` weighs each class by the inverse of its share (King and Zeng 2001).
+
+    Weight decay spares biases and LayerNorm, as the library does it; Adam's epsilon is 1e-8.
+    """
+
+    class_weights: Literal["none", "balanced"]
+    metric: Literal["matthews_correlation", "f1_macro", "f1_micro", "accuracy"]
+
+
+class Evaluate(Strict):
+    batch_size: Positive
+    resamples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
+
+
+class Task(Strict):
+    """Another held-out set a recipe's model is scored on: `test` and `dev` name splits of the recipe's suite."""
+
+    dev: Name | None = None
+    test: Name
+    header: list[str] | None = None
+
+
+class Recipe(Strict):
+    """What every recipe's entry has; a recipe file narrows `kind`, `prepare` and `train` to its own."""
+
+    kind: Literal["embedding", "classification"]
+    dataset: InsidePath
+    base_model: InsidePath
+    suite: InsidePath                               # the data set that `tasks` are taken from
+    tasks: dict[Name, Any] = {}
+    prepare: Any
+    train: Any
+    evaluate: Evaluate
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from steps import tasks
+
+        found = {}
+        for name, entry in value.items():
+            task = entry.get("task") if isinstance(entry, dict) else None
+            if task not in tasks.names():
+                raise ValueError(f"{name}: task must be one of {', '.join(tasks.names())}")
+            found[name] = validate(tasks.get(task).Entry, entry,
+                                   f"recipes.{cls.__module__.rpartition('.')[2]}.tasks.{name}.")
+        return found
+
+
+class Unlabelled(Recipe):
+    """A recipe that trains on plain text; its first task selects on its dev split and reports on its test split."""
+
+    @model_validator(mode="after")
+    def _has_a_task(self):
+        entry = next(iter(self.tasks.values()), None)
+        if entry is None or entry.task != "sts" or entry.dev is None:
+            raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
+                             "plain text alone tells nothing of the model's quality")
+        return self
+
+
+class ParallelColumns(Columns):
+    english: str
+    non_english: str
+
+
+class Teacher(Strict):
+    """A parallel data set whose English side a teacher embeds; the result is the data set data/taught/NAME."""
+
+    dataset: InsidePath
+    model: InsidePath
+    columns: ParallelColumns
+    max_length: Annotated[int, Field(ge=8)]         # tokens
+    pooling: Literal["mean", "cls", "max"]          # for a teacher that brings none of its own
+    batch_size: Positive
+
+
+class Reference(Strict):
+    """Another model that is scored on a recipe's held-out data, for its table."""
+
+    recipe: Name
+    model: InsidePath
+
+
+def validate(model: type[BaseModel], value: Any, prefix: str, path: Path | None = None):
+    """The value as the model has it. Raises InputError with a line for each problem: file, key, value and rule."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = (prefix + ".".join(map(str, problem["loc"]))).rstrip(".")
+            if problem["type"] == "missing":
+                lines.append(f"{key} is missing")
+            elif problem["type"] == "extra_forbidden":
+                lines.append(f"{key} is not a known key; remove it or correct its spelling")
+            elif isinstance(cause := problem.get("ctx", {}).get("error"), InputError):
+                lines += str(cause).splitlines()
+            else:
+                rule = problem["msg"].removeprefix("Value error, ")
+                found = f" = {problem['input']!r}"
+                whole = isinstance(problem["input"], dict) and len(found) > LONG
+                lines.append(f"{key}{'' if whole else found}: {rule}")
+        raise InputError("\n".join(f"{path}: {line}" if path else line for line in lines)) from None

@@ -1,0 +1,62 @@
+"""Documents -> sentences, one document at a time."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from steps import schema
+
+
+class Columns(schema.Columns):
+    """`text` is the one column of a plain text file, whose lines are the documents."""
+
+    text: str
+
+
+class Prepare(schema.Prepare):
+    """splitter is a regular expression between sentences, or none where each row is one; sentences of at least
+    min_characters are kept. held_out is the share of sentences (at most 10,000 of them) kept for the loss on unseen
+    text. limit counts sentences, and reading ends there."""
+
+    columns: Columns
+    splitter: str | None
+    min_characters: schema.Positive
+    held_out: schema.Share
+
+    @field_validator("splitter")
+    @classmethod
+    def _an_expression(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and re.compile(value).match(""):
+                raise ValueError("the expression matches the empty text; give what stands between sentences")
+            if value is not None and re.compile(value).groups:
+                raise ValueError("the expression has a group in brackets; write (?:...)")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+
+class NoisyPrepare(Prepare):
+    class Noise(schema.Strict):
+        """How many of the words it is that change; see steps/noise.py."""
+
+        kind: Annotated[str, Field(pattern="^(delete|swap|insert|mask)$")]
+        ratio: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+    noise: Noise
+
+
+class Train(schema.EmbeddingTrain):
+    """metric `loss` is that on held-out text."""
+
+    metric: Literal["spearman_cosine", "pearson_cosine", "loss"]
+
+
+def examples(row: Mapping[str, str], prepare: Prepare) -> list[dict]:
+    """The document's sentences, white space collapsed. A document without one gives none."""
+    document = row[prepare.columns.text]
+    parts = re.split(prepare.splitter, document) if prepare.splitter else [document]
+    found = [" ".join(part.split()) for part in parts]
+    return [{"text": text} for text in found if len(text) >= prepare.min_characters]

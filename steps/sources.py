@@ -1,0 +1,96 @@
+"""The entries of params.yaml that say where data sets and base models come from, as strict types."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from steps.schema import Commit, InsidePath, Name, Sha256, Strict
+
+
+class Source(Strict):
+    """A pinned source elsewhere. `sha256` maps the files to keep to their hashes (empty: trust the revision)."""
+
+    hub: str | None = None
+    revision: Commit | None = None
+    package: Name | None = None
+    url: str | None = None
+    files: list[InsidePath] = Field(default_factory=list)
+    sha256: dict[InsidePath, Sha256] = Field(default_factory=dict)
+    licence: str
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if not (self.hub or self.package or self.url):
+            raise ValueError("one of hub, package or url must say where it comes from")
+        if self.hub and not self.revision:
+            raise ValueError("hub needs a revision: the commit hash to use; write the present one with: "
+                             "evergreen pin NAME")
+        wanted = self.wanted()
+        if not wanted:
+            raise ValueError("files or sha256 must name the files to keep")
+        if (self.package or self.url) and (missing := [f for f in wanted if f not in self.sha256]):
+            raise ValueError(f"sha256 must give the hash of {missing[0]}: package and url are verified by it")
+        return self
+
+    def wanted(self) -> list[str]:
+        return sorted(self.files or self.sha256)
+
+
+class LocalModel(Strict):
+    path: str
+    licence: str
+
+
+# One file or several, which are read one after the other.
+Files = Annotated[list[InsidePath], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+
+
+class Splits(Strict):
+    """Which file is which split: train, dev and test have their meaning, others are for `tasks`."""
+
+    splits: dict[Name, Files]
+
+    def split_files(self) -> list[str]:
+        return [file for files in self.splits.values() for file in files]
+
+
+class RemoteDataset(Splits, Source):
+    """What its splits name is fetched; `files` and `sha256` may stay away where the source is the hub."""
+
+    def wanted(self) -> list[str]:
+        return sorted(self.files or self.sha256 or self.split_files())
+
+    @model_validator(mode="after")
+    def _splits_are_kept(self):
+        if missing := [f for f in self.split_files() if f not in self.wanted()]:
+            raise ValueError(f"splits names {missing[0]!r}, which is not among files or sha256")
+        return self
+
+
+class LocalDataset(LocalModel, Splits):
+    pass
+
+
+class Sources(Strict):
+    @model_validator(mode="after")
+    def _named_once(self):
+        if both := sorted(set(self.local) & set(self.remote)):
+            raise ValueError(f"{both[0]!r} stands under local and under remote; keep one")
+        return self
+
+
+class Datasets(Sources):
+    local: dict[Name, LocalDataset] = Field(default_factory=dict)
+    remote: dict[Name, RemoteDataset] = Field(default_factory=dict)
+
+
+class BaseModels(Sources):
+    local: dict[Name, LocalModel] = Field(default_factory=dict)
+    remote: dict[Name, Source] = Field(default_factory=dict)
+
+
+class Published(Strict):
+    """Sources that are fetched only when a recipe names them."""
+
+    datasets: dict[Name, RemoteDataset] = Field(default_factory=dict)
+    base_models: dict[Name, Source] = Field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""Parallel sentences and a teacher -> the same sentences with the teacher's vectors of the English side.
+
+python -m steps.teach NAME FOLDER
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from steps import command, params, provenance, reading
+from steps.schema import InputError, Teacher
+
+
+def main(arguments: Sequence[str]) -> None:
+    name, folder = arguments
+    provenance.check_environment()
+    project = params.load()
+    import torch
+
+    torch.set_num_threads(project.threads)
+    teach(project.teachers[name], Path(folder))
+
+
+def teach(settings: Teacher, folder: Path) -> None:
+    """Writes each split of the data set as Parquet with english, non_english and vector; what has no English stays.
+
+    An English sentence that stands there often is embedded once. All or nothing.
+    """
+    from steps import embedding
+
+    dataset, teacher = Path(settings.dataset), Path(settings.model)
+    model = embedding.encoder(teacher, settings.max_length, settings.pooling)
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for split, files in reading.splits(dataset).items():
+            if split in ("train", "dev", "test"):
+                english, other = pairs(settings, files)
+                distinct = list(dict.fromkeys(english))
+                vectors, = embedding.outputs(model, [distinct], settings.batch_size)
+                write(partial / f"{split}.parquet", english, other, vectors, distinct)
+                print(f"{split}: {len(english)} pairs, {len(distinct)} distinct English sentences embedded", flush=True)
+            else:
+                for file in files:
+                    shutil.copyfile(file, partial / file.name)
+        source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
+        weights = provenance.sha256(teacher / "model.safetensors")
+        source["teacher"] = {"model": settings.model, "weights_sha256": weights}
+        (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def pairs(settings: Teacher, files: list[Path]) -> tuple[list[str], list[str]]:
+    """Both sides of a split: of files with both columns, or of two text files whose lines belong together."""
+    if [file.name.removesuffix(".gz").rpartition(".")[2] for file in files] == ["txt", "txt"]:
+        sides = [[row["text"] for _, row in reading.rows(file, ["text"])] for file in files]
+        if len(sides[0]) != len(sides[1]):
+            raise InputError(f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel files "
+                             "have one line for each sentence, in the same order")
+        rows = [(f"{' and '.join(map(str, files))}, line {n}", *both)
+                for n, both in enumerate(zip(*sides, strict=True), start=1)]
+    else:
+        columns = settings.columns
+        rows = [(f"{file}:{line}", row[columns.english], row[columns.non_english])
+                for file in files for line, row in reading.rows(file, columns.wanted())]
+    for place, english, other in rows:
+        if not (english.strip() and other.strip()):
+            raise InputError(f"{place}: {'non_english' if english.strip() else 'english'} is empty; write the text or "
+                             "remove the row")
+    if not rows:
+        raise InputError(f"{files[0]} has no rows")
+    return [r[1] for r in rows], [r[2] for r in rows]
+
+
+def write(path: Path, english: list[str], other: list[str], vectors, distinct: list[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    places = {text: place for place, text in enumerate(distinct)}
+    rows = vectors[[places[text] for text in english]]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.float32()), rows.shape[1])
+    pq.write_table(pa.table({"english": english, "non_english": other, "vector": column}), path)
+
+
+if __name__ == "__main__":
+    command.main(main)

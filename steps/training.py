@@ -1,0 +1,172 @@
+"""What both kinds of training share: the library's arguments, curves and progress, the hardware."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from steps import schema
+from steps.schema import InputError
+
+HEARTBEAT = 5.0     # seconds between lines of progress
+LOWER_IS_BETTER = ("loss",)
+Log = Callable[[dict[str, float], int], None]
+
+
+class History(TrainerCallback):
+    """Keeps the curves, prints progress with the time left, stops on a loss that is not finite."""
+
+    def __init__(self, selects_by: str, metric: str, evaluations: int, log: Log):
+        self.selects_by, self.evaluations, self.log = selects_by, evaluations, log
+        self.metric = metric if selects_by in LOWER_IS_BETTER else selects_by
+        self.loss: list[dict] = []
+        self.epochs: list[dict] = []
+        self.seconds: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = self.epoch_began = self.printed = time.monotonic()
+        self.state = state
+        parts = round(args.num_train_epochs) * self.evaluations
+        self.marks = {round(state.max_steps * part / parts) for part in range(1, parts + 1)}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.evaluations > 1 and state.global_step in self.marks:
+            control.should_evaluate = control.should_save = True
+        now = time.monotonic()
+        if now - self.printed >= HEARTBEAT:
+            self.printed = now
+            left = (now - self.began) / state.global_step * (state.max_steps - state.global_step)
+            print(f"training {state.global_step}/{state.max_steps} steps "
+                  f"({state.global_step / state.max_steps:.0%}), {left:.0f} s left", flush=True)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
+            raise InputError(f"the loss is {logs['loss']} (gradient norm {logs.get('grad_norm')}) at step "
+                             f"{state.global_step}: lower train.learning_rate or look at the data")
+        self.loss.append({"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]})
+        self.log({"train_loss": logs["loss"], "learning_rate": logs["learning_rate"]}, state.global_step)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        epoch = round(state.epoch or 0, 2)
+        row = {"epoch": int(epoch) if epoch == int(epoch) else epoch, "step": state.global_step,
+               "dev_loss": metrics.get("eval_loss"), f"dev_{self.metric}": metrics[f"eval_{self.metric}"]}
+        since = [r["loss"] for r in self.loss if r["step"] > (self.epochs[-1]["step"] if self.epochs else 0)]
+        row["train_loss"] = sum(since) / len(since) if since else None
+        now = time.monotonic()
+        self.epochs.append(row)
+        self.seconds.append(now - self.epoch_began)
+        self.epoch_began = now
+        self.log({k: v for k, v in row.items() if k.startswith("dev_") and v is not None}, state.global_step)
+
+    def kept(self) -> dict:
+        """The evaluation whose weights are kept: the best on dev of those after training began."""
+        trained = [row for row in self.epochs if row["step"]]
+        if self.selects_by in LOWER_IS_BETTER:
+            return min(trained, key=lambda row: row[f"dev_{self.selects_by}"])
+        return max(trained, key=lambda row: row[f"dev_{self.selects_by}"])
+
+    def overfits_from(self) -> float | None:
+        """The epoch from which on dev's loss only rises while the training's does not; None where it does not."""
+        rows = [row for row in self.epochs if row["step"] and row["dev_loss"] is not None]
+        first = None
+        for before, row in pairwise(rows):
+            rising = row["dev_loss"] > before["dev_loss"] and row["train_loss"] <= before["train_loss"]
+            first = None if not rising else first or row["epoch"]
+        return first
+
+    def table(self) -> str:
+        """The evaluations with their timings, as text."""
+        def number(value: float | None, width: int, digits: int) -> str:
+            return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
+
+        lines = [f"{'epoch':>5}  {'train loss':>10}  {'dev loss':>10}  {'dev ' + self.metric:>20}  {'seconds':>8}"]
+        for row, seconds in zip(self.epochs, self.seconds, strict=True):
+            kept = "  kept" if row is self.kept() else ""
+            lines.append(f"{row['epoch']:>5}  {number(row['train_loss'], 10, 5)}  {number(row['dev_loss'], 10, 5)}  "
+                         f"{number(row['dev_' + self.metric], 20, 4)}  {seconds:>8.1f}{kept}")
+        if epoch := self.overfits_from():
+            lines.append(f"dev loss rises from epoch {epoch} on: the model over-fits there; what is kept is the best "
+                         f"by {self.selects_by}")
+        return "\n".join(lines)
+
+
+def bf16(precision: str) -> bool:
+    """Whether to compute in bf16: asked for, or `auto` on hardware with bf16 matrix units."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()     # without it bf16 is emulated, and slower than fp32
+
+
+def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> dict:
+    """The keyword arguments of the library's training arguments."""
+    batches = math.ceil(rows / settings.batch_size)
+    per_epoch = math.ceil(batches / settings.gradient_accumulation)
+    steps = per_epoch * settings.epochs
+    often = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    if settings.evaluations > 1:    # History asks for them, at equal shares of the epoch and at its end
+        often = {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
+    return {
+        "output_dir": str(scratch),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.eval_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "warmup_steps": math.ceil(steps * settings.warmup_ratio),
+        "lr_scheduler_type": settings.scheduler if not (settings.scheduler == "constant" and settings.warmup_ratio)
+        else "constant_with_warmup",
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": bf16(settings.precision),
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        **often,
+        "eval_on_start": True,
+        "save_only_model": True,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{settings.metric}",
+        "greater_is_better": settings.metric not in LOWER_IS_BETTER,
+        "logging_steps": max(1, min(steps // 100, per_epoch)),
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def quiet(trainer: Trainer, history: History, patience: int) -> None:
+    """Our lines of progress instead of the library's, and an early end."""
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    trainer.add_callback(history)
+    trainer.add_callback(EarlyStoppingCallback(patience))
+
+
+def hardware(precision: str) -> dict[str, str]:
+    """What the bits of a training depend on besides its tracked inputs."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return {"device": device, "precision": "bf16" if bf16(precision) else "fp32"}
+
+
+@contextmanager
+def whole(folder: Path, beside: Mapping[str, str]) -> Iterator[Path]:
+    """A folder to write a model into, which then takes the place of `folder` with the texts `beside` the model."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    for name, text in beside.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

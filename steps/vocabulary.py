@@ -1,0 +1,68 @@
+"""A base model's folder -> an error where its tokenizer belongs to another model."""
+
+import json
+from pathlib import Path
+
+from steps.provenance import digest
+from steps.schema import InputError
+
+WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+ENOUGH = 50             # pairs of words below which the numbers below say nothing
+TRAINED = 3.0           # times the spread of norms that random vectors have
+ALIKE = 0.75            # share of pairs nearer than chance; 0.998 measured with the right vocabulary, 0.52 with another
+
+
+def check(base_model: Path, tokenizer) -> None:
+    """Raises InputError where the tokenizer has more tokens than the model, or numbers them otherwise.
+
+    A model that was trained here says which tokenizer it was trained with. Of any other, whose word vectors are
+    trained, a word and its plural have similar vectors; under another model's vocabulary they do not.
+    """
+    known = base_model / "lineage.json"
+    if known.exists():
+        expected = json.loads(known.read_text(encoding="utf-8"))["vocabulary_sha256"]
+        if expected != digest(tokenizer.get_vocab()):
+            raise InputError(f"{base_model}: its tokenizer is not the one it was trained with; train it again, or put "
+                             "its own tokenizer.json back")
+    words = vectors(base_model)
+    if words is None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values()) >= len(words):
+        raise InputError(f"{base_model}: the tokenizer numbers tokens up to {max(vocabulary.values())} and the model "
+                         f"has vectors for {len(words)}; use the tokenizer that was published with the model")
+    if (share := plurals_alike(vocabulary, words)) is not None and share < ALIKE:
+        raise InputError(f"{base_model}: the tokenizer does not belong to the model: only {share:.0%} of its words "
+                         "have a vector more like their plural's than a random word's; use the tokenizer that was "
+                         "published with the model")
+
+
+def vectors(base_model: Path):
+    """[tokens, dim] the model's word vectors; None where they have no name we know."""
+    from safetensors import safe_open
+
+    for path in sorted(base_model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
+                if name.endswith(WORDS):
+                    return file.get_tensor(name).float().numpy()
+    return None
+
+
+def plurals_alike(vocabulary: dict[str, int], words) -> float | None:
+    """Share of words whose vector is nearer to their plural's than to another's; None where nothing can be said."""
+    import numpy as np
+
+    norms = np.linalg.norm(words, axis=1)
+    if norms.std() / norms.mean() < TRAINED / np.sqrt(2 * words.shape[1]):
+        return None     # as random as it was made
+    pairs = [(number, vocabulary[token[:-1]]) for token, number in vocabulary.items()
+             if token.endswith("s") and len(token) > 4 and token[1:].isalpha() and token[:-1] in vocabulary]
+    if len(pairs) < ENOUGH:
+        return None
+    centred = words - words.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)
+    plural, single = (centred[list(numbers)] for numbers in zip(*pairs, strict=True))
+    other = np.random.default_rng(0).permutation(len(pairs))
+    near, chance = (plural * single).sum(axis=1), (plural * single[other]).sum(axis=1)
+    return float((near > chance).mean())

@@ -1,0 +1,79 @@
+"""The command line: quick help, one exit status for bad input, nothing begun that cannot be finished."""
+
+import re
+import sys
+
+import pytest
+
+from flows import cli
+
+HEAVY = ("torch", "mlflow", "prefect", "dvc", "pandas", "transformers", "sentence_transformers", "numpy", "matplotlib")
+COMMANDS = ("run", "register", "predict", "embed", "pin", "ui")
+
+
+def test_help_imports_no_heavy_library(project):
+    code = ("import sys\n"
+            "from flows import cli\n"
+            "try:\n"
+            "    cli.dispatch(['--help'])\n"
+            "finally:\n"
+            "    print('heavy:', *sorted(set(sys.modules) & set(sys.argv[1:])))\n")
+    said = project.run(sys.executable, "-c", code, *HEAVY).stdout
+    assert "usage: evergreen" in said
+    assert said.splitlines()[-1] == "heavy:"
+
+
+def test_help_names_every_command_with_what_it_does(project):
+    lines = project.evergreen("--help").stdout.splitlines()
+    named = dict(re.fullmatch(r"    (\w+) {2,}(\S.*)", line).groups() for line in lines if line.startswith("    "))
+    assert set(COMMANDS) <= set(named)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.dispatch([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: evergreen {name} ")
+
+
+@pytest.mark.parametrize("arguments", [(), ("bake",), ("run",), ("predict", "sts"), ("embed", "sts"),
+                                       ("embed", "sts", "in.txt", "out.npy", "--batch-size", "many")])
+def test_wrong_usage_exits_2_and_shows_the_right_one(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.dispatch(arguments)
+    assert ended.value.code == 2
+    assert "usage: evergreen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "register"])
+def test_an_unknown_recipe_exits_2_and_names_the_known_ones(project, command):
+    done = project.evergreen(command, "stt", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: recipe 'stt' is not known; known recipes: sts\n"
+
+
+def test_one_unknown_recipe_among_known_ones_starts_nothing(project):
+    assert project.evergreen("run", "sts", "stt", check=False).returncode == 2
+    assert not (project / "data").exists()
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("recipes.sts.train.epochs", 0, "recipes.sts.train.epochs = 0: Input should be greater than or equal to 1"),
+    ("recipes.sts.train.learning_rate", "fast", "recipes.sts.train.learning_rate = 'fast': "),
+    ("recipes.sts.train.epoch", 3, "recipes.sts.train.epoch is not a known key; remove it or correct its spelling"),
+    ("recipes.sts.dataset", "data/raw/none", "recipes.sts.dataset = 'data/raw/none': no such stage; known: ")])
+def test_a_bad_value_exits_2_before_any_stage(project, key, value, message):
+    project.edit(key, value)
+    done = project.evergreen("run", "sts", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: params.yaml: {message}")
+    assert not (project / "data").exists() and not (project / "dvc.lock").exists()
+
+
+def test_outside_a_project_the_missing_file_is_named(project, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    done = project.run(sys.executable, "-c", "import os; os.chdir('../elsewhere'); from flows import cli; cli.main()",
+                       "run", "sts", check=False)
+    assert (done.returncode, done.stderr) == (2, "error: params.yaml is not here; run this in the project's folder\n")
+    assert not list((tmp_path / "elsewhere").iterdir())

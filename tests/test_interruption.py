@@ -1,0 +1,161 @@
+"""A run that is interrupted, killed, doubled or refused leaves nothing behind, and the next one continues."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.conftest import Project, sample, write_rows
+
+GONE = 30       # seconds until no process of an interrupted run is left
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Project:
+    """The finished project with a registry that is still empty (MLflow keeps absolute paths)."""
+    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+    for path in (folder / ".evergreen").glob("ml*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Project(folder, finished.environment)
+
+
+def poll(what, seconds: float):
+    """The first true answer of `what`, asked until then."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.05)
+    return found
+
+
+def processes(project: Project) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(project.folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def steps(project: Project) -> list[list[str]]:
+    """The command lines of dvc and of the steps that run in the project."""
+    found = []
+    for process in processes(project):
+        with contextlib.suppress(psutil.Error):
+            if {"repro", "steps.train"} & set(command := process.cmdline()):
+                found.append(command)
+    return found
+
+
+@contextlib.contextmanager
+def running(project: Project) -> Iterator[subprocess.Popen]:
+    """`evergreen run sts` with the terminal's process group of its own; what it prints goes to the file `said`."""
+    with open(project.folder.parent / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "sts"], cwd=project.folder, env=project.environment,
+            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))    # ignored where tests run with `&`
+    try:
+        yield process
+    finally:
+        for left in processes(project):
+            with contextlib.suppress(psutil.Error):
+                left.kill()
+        process.wait(10)
+
+
+def train_for_hours(project: Project) -> None:
+    project.edit("recipes.sts.train.epochs", 50_000)
+    project.edit("recipes.sts.train.patience", 50_000)
+
+
+def wait_for_training(project: Project, process: subprocess.Popen) -> None:
+    """Until the first epoch is over."""
+    poll(lambda: list((project / ".evergreen/checkpoints/sts").glob("checkpoint-*")) or process.poll() is not None, 120)
+    assert process.poll() is None, said(project)
+
+
+def said(project: Project) -> str:
+    return (project.folder.parent / "said").read_text()
+
+
+def models(project: Project) -> list[str]:
+    return sorted(path.name for path in (project / "models").iterdir() if path.name != ".gitignore")
+
+
+def test_ctrl_c_ends_every_process_and_the_next_run_continues(copy):
+    copy.edit("recipes.sts.prepare.max_length", 64)
+    before = (copy / "params.yaml").read_bytes()
+    train_for_hours(copy)
+    with running(copy) as process:
+        wait_for_training(copy, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(GONE) == 130
+        poll(lambda: not processes(copy), GONE)
+    assert "prepare@sts | ran" in said(copy)
+    assert "interrupted; the next run continues" in said(copy)
+    assert "Traceback" not in said(copy)
+    assert models(copy) == ["base"]
+
+    (copy / "params.yaml").write_bytes(before)
+    next_run = copy.evergreen("run", "sts").stdout
+    assert "prepare@sts unchanged, train@sts ran, evaluate@sts ran" in next_run
+    assert "sts@1 (challenger), registered now" in next_run
+    assert models(copy) == ["base", "sts"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
+    """No line of progress in all that time: a step whose reader is gone would end at its next line anyway."""
+    changed = {path: (copy / path).read_bytes() for path in ("params.yaml", "steps/training.py")}
+    silent = changed["steps/training.py"].replace(b"HEARTBEAT = 5.0", b"HEARTBEAT = 600.0")
+    assert silent != changed["steps/training.py"]
+    (copy / "steps/training.py").write_bytes(silent)
+    train_for_hours(copy)
+    with running(copy) as process:
+        wait_for_training(copy, process)
+        assert any("steps.train" in command for command in steps(copy))
+        process.kill()
+        poll(lambda: not steps(copy), GONE)
+    assert models(copy) == ["base"]
+
+    for path, content in changed.items():
+        (copy / path).write_bytes(content)
+    next_run = copy.evergreen("run", "sts").stdout
+    assert "train@sts restored, evaluate@sts unchanged" in next_run
+    assert "sts@1 (challenger), registered now" in next_run
+
+
+def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first(copy):
+    copy.edit("seed", 7)
+    with running(copy) as process:
+        poll((copy / ".evergreen/run.pid").exists, 30)
+        poll(lambda: (copy / ".evergreen/run.pid").read_text() == f"{process.pid}\n", 30)
+        began = time.monotonic()
+        second = copy.evergreen("run", "sts", check=False)
+        assert time.monotonic() - began < 10
+        assert process.poll() is None
+    assert second.returncode == 2
+    assert f"process {process.pid}" in second.stderr
+
+
+def test_a_bad_row_is_named_with_its_file_and_line_and_nothing_else(copy):
+    rows = sample("train", 48)
+    rows[4] = ["a text", "another", "9.5"]
+    write_rows(copy / "samples/appliances/train.csv", rows)
+    done = copy.evergreen("run", "sts", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("error: data/raw/appliances/train.csv:5: score = '9.5' is outside 0 to 5") == 2
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_lock_file_that_a_kill_left_half_written_is_no_obstacle(copy):
+    (copy / ".dvc/tmp/rwlock").write_text('{"read": {', encoding="utf-8")
+    assert "sts@1 (challenger), registered now" in copy.evergreen("run", "sts").stdout

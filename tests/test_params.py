@@ -1,0 +1,294 @@
+"""params.yaml and the recipe files agree, and every mistake in it is named by file, key, value and rule."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from steps import params, recipes
+from tests.conftest import ROOT
+
+OURS = ROOT / "params.yaml"
+SHA = "0" * 64
+REMOTE = {"url": "https://example.org/x", "licence": "MIT", "splits": {"train": "a.csv"}, "sha256": {"a.csv": SHA}}
+GONE = object()
+
+
+def edited(folder: Path, keys: str, value) -> Path:
+    """A copy of the project's params.yaml with one value set or taken out."""
+    values = place = params.read(OURS)
+    *path, last = keys.split("/")
+    for key in path:
+        place = place[key]
+    if value is GONE:
+        del place[last]
+    else:
+        place[last] = value
+    YAML(typ="safe", pure=True).dump(values, target := folder / "params.yaml")
+    return target
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(params.InputError) as caught:
+        params.load(path)
+    return str(caught.value)
+
+
+def nested(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """A pydantic model and the models of its fields."""
+    return [model, *(inner for field in model.model_fields.values()
+                     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+                     for inner in nested(field.annotation))]
+
+
+def test_recipe_files_and_params_agree_both_ways():
+    declared = set(params.read(OURS)["recipes"])
+    assert declared == {"sts", "nli", "cola", "emotion", "tsdae", "mlm", "multilingual"}
+    assert set(params.known_recipes()) == declared == set(params.load(OURS).recipes)
+
+
+def test_no_number_hides_in_a_default_but_those_that_change_nothing():
+    models = [m for name in params.known_recipes() for m in nested(recipes.get(name).Params)]
+    fields = {f"{m.__name__}.{name}": field for m in models for name, field in m.model_fields.items()}
+    assert {"Train.epochs", "Prepare.max_length", "Evaluate.resamples", "Split.dev", "Noise.ratio"} <= set(fields)
+    defaults = {name.partition(".")[2]: field.get_default(call_default_factory=True)
+                for name, field in fields.items() if not field.is_required()}
+    assert defaults == {
+        "tasks": {}, "header": None, "limit": None, "subset": None, "source": None}
+
+
+@pytest.mark.parametrize("keys, value, said", [
+    ("sede", 1, "sede is not a known key; remove it or correct its spelling"),
+    ("recipes/sts/train/epochz", 3, "recipes.sts.train.epochz is not a known key"),
+    ("recipes/sts/evaluate/threads", 2, "recipes.sts.evaluate.threads is not a known key"),
+    ("seed", GONE, "seed is missing"),
+    ("recipes/sts/train/epochs", GONE, "recipes.sts.train.epochs is missing"),
+    ("recipes/sts/prepare/columns/score", GONE, "recipes.sts.prepare.columns.score is missing"),
+    ("recipes/nli/train/mask_ratio", 0.15, "recipes.nli.train.mask_ratio is not a known key"),
+    ("recipes/cola/prepare/score_range", [0.0, 5.0], "recipes.cola.prepare.score_range is not a known key"),
+    ("recipes/mlm/train/mask_ratio", GONE, "recipes.mlm.train.mask_ratio is missing"),
+    ("teachers/translations/batch_size", GONE, "teachers.translations.batch_size is missing"),
+    ("references", {"x": {"model": "models/sts"}}, "references.x.recipe is missing"),
+])
+def test_unknown_and_missing_keys_are_named(tmp_path, keys, value, said):
+    assert refusal(path := edited(tmp_path, keys, value)).startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("key, value, rule", [
+    # wrong type
+    ("seed", "42", "Input should be a valid integer"),
+    ("seed", True, "Input should be a valid integer"),
+    ("recipes.sts.train.epochs", 4.0, "Input should be a valid integer"),
+    ("recipes.sts.train.learning_rate", "2e-5 ", "Input should be a valid number"),
+    ("recipes.sts.train.length_grouping", "yes", "Input should be a valid integer"),
+    ("recipes.sts.train.eval_batch_size", 0, "Input should be greater than or equal to 1"),
+    ("recipes.sts.prepare.score_range", 5, "Input should be a valid list"),
+    ("recipes.sts", "train", "Input should be a valid dictionary or instance of Params"),
+    # out of range
+    ("seed", -1, "Input should be greater than or equal to 0"),
+    ("threads", 0, "Input should be greater than or equal to 1"),
+    ("recipes.sts.train.epochs", 0, "Input should be greater than or equal to 1"),
+    ("recipes.sts.train.learning_rate", 0.0, "Input should be greater than 0"),
+    ("recipes.sts.train.learning_rate", float("inf"), "Input should be a finite number"),
+    ("recipes.sts.train.warmup_ratio", 1.0, "Input should be less than 1"),
+    ("recipes.sts.train.precision", "fp8", "Input should be 'auto', 'bf16' or 'fp32'"),
+    ("recipes.sts.train.metric", "accuracy", "Input should be 'spearman_cosine' or 'pearson_cosine'"),
+    ("recipes.sts.prepare.split.dev", 1.0, "Input should be less than 1"),
+    ("recipes.sts.evaluate.confidence", 0.5, "Input should be greater than 0.5"),
+    ("recipes.sts.evaluate.resamples", 99, "Input should be greater than or equal to 100"),
+    # paths, revisions, hashes
+    ("recipes.sts.dataset", "data/../../secret", "must be a path inside the project, without '..'"),
+    ("recipes.sts.base_model", "/models/sts", "must be a path inside the project, without '..'"),
+    ("published.datasets.stsb.revision", "main", "must be a commit hash: 40 hexadecimal digits, not a branch or tag"),
+    ("datasets.local.appliances.splits", "train.csv", "Input should be a valid dictionary"),
+    ("base_models.remote.all-MiniLM-L6-v2.revision", "main", "must be a commit hash: 40 hexadecimal digits, "
+                                                             "not a branch or tag"),
+    ("base_models.remote.all-MiniLM-L6-v2.revision", "1110a24", "must be a commit hash"),
+    ("base_models.remote.all-MiniLM-L6-v2.sha256.vocab", "07eced", "must be a sha256: 64 hexadecimal digits"),
+    # what the recipes have of their own
+    ("recipes.nli.train.metric", "spearman_cosine", "Input should be 'accuracy_cosine', 'accuracy_dot', "),
+    ("recipes.nli.train.loss", "contrastive", "Input should be 'multiple_negatives', 'cached', 'triplet' or 'softmax'"),
+    ("recipes.cola.kind", "embedding", "Input should be 'classification'"),
+    ("recipes.cola.prepare.labels", ["yes"], "List should have at least 2 items"),
+    ("recipes.cola.prepare.labels", ["yes", "yes"], "names a label twice"),
+    ("recipes.emotion.train.class_weights", "even", "Input should be 'none' or 'balanced'"),
+    ("recipes.tsdae.prepare.splitter", "(", "not a regular expression: missing ), unterminated subpattern"),
+    ("recipes.tsdae.prepare.splitter", "[.]*", "the expression matches the empty text; give what stands between"),
+    ("recipes.mlm.prepare.splitter", "[", "not a regular expression: unterminated character set"),
+    ("recipes.tsdae.prepare.noise.kind", "drop", "String should match pattern '^(delete|swap|insert|mask)$'"),
+    ("recipes.tsdae.prepare.noise.ratio", 1.0, "Input should be less than 1"),
+    ("recipes.tsdae.prepare.held_out", 1.0, "Input should be less than 1"),
+    ("recipes.mlm.train.mask_ratio", 0.0, "Input should be greater than 0"),
+    ("recipes.multilingual.train.metric", "loss", "Input should be 'mean_accuracy' or 'negative_mse'"),
+    ("teachers.translations.max_length", 4, "Input should be greater than or equal to 8"),
+    # upstream stages that nothing makes
+    ("recipes.sts.suite", "data/raw/none", "no such stage; known: data/raw/"),
+    ("recipes.multilingual.dataset", "data/taught/none", "no such stage; known: data/raw/"),
+    ("teachers.translations.dataset", "data/raw/none", "no such stage; known: data/raw/"),
+    ("teachers.translations.dataset", "data/taught/translations", "no such stage; known: data/raw/"),
+    ("teachers.translations.model", "models/base/none", "no such stage; known: models/base/"),
+    ("recipes.sts.base_model", "models/base/none", "no such stage; known: models/base/"),
+    ("recipes.sts.base_model", "models/sts", "no such stage; known: models/base/"),
+    ("recipes.sts.dataset", "data/raw/none", "no such stage; known: data/raw/"),
+])
+def test_a_bad_value_is_named_with_its_key_and_the_rule(tmp_path, key, value, rule):
+    path = edited(tmp_path, key.replace(".", "/"), value)
+    assert refusal(path).startswith(f"{path}: {key} = {value!r}: {rule}")
+
+
+def test_shares_that_leave_nothing_to_train_and_an_empty_subset_are_refused(tmp_path):
+    said = refusal(path := edited(tmp_path, "recipes/sts/prepare/split/dev", 0.8))
+    assert said.startswith(f"{path}: recipes.sts.prepare.split = ")
+    assert said.endswith(": dev and test together must leave a share to train")
+    path = edited(tmp_path, "recipes/emotion/prepare/subset", {"seed": 1, "train": 0, "dev": 1})
+    assert refusal(path).startswith(f"{path}: recipes.emotion.prepare.subset.train = 0: Input should be greater than")
+
+
+@pytest.mark.parametrize("value", ["../train.csv", ["train.csv", "../more.csv"]])
+def test_a_file_outside_the_project_is_named_by_its_split(tmp_path, value):
+    said, = refusal(path := edited(tmp_path, "datasets/local/appliances/splits/train", value)).splitlines()
+    assert said.startswith(f"{path}: datasets.local.appliances.splits.train")
+    assert said.endswith("must be a path inside the project, without '..'") and "[" not in said
+
+
+@pytest.mark.parametrize("change, rule", [
+    ({"url": None}, "one of hub, package or url must say where it comes from"),
+    ({"hub": "a/b"}, "hub needs a revision: the commit hash to use"),
+    ({"sha256": {}}, "sha256 must give the hash of a.csv: package and url are verified by it"),
+    ({"sha256": {"b.csv": SHA}}, "splits names 'a.csv', which is not among files or sha256"),
+    ({"files": ["a.csv", "b.csv"]}, "sha256 must give the hash of b.csv"),
+])
+def test_a_remote_source_that_is_not_pinned_is_refused(tmp_path, change, rule):
+    edited(tmp_path, "datasets/remote", {"x": REMOTE})
+    params.load(tmp_path / "params.yaml")       # the source itself is fine
+    path = edited(tmp_path, "datasets/remote", {"x": REMOTE | change})
+    said = refusal(path)
+    assert said.startswith(f"{path}: datasets.remote.x") and rule in said
+
+
+def test_every_mistake_is_named_at_once(tmp_path):
+    path = edited(tmp_path, "recipes/sts/train", {**params.read(OURS)["recipes"]["sts"]["train"],
+                                                  "epochs": 0, "patience": 0, "size": 1})
+    assert [line.split()[1] for line in refusal(path).splitlines()] == [
+        "recipes.sts.train.epochs", "recipes.sts.train.patience", "recipes.sts.train.size"]
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones(tmp_path):
+    path = edited(tmp_path, "recipes/stz", params.read(OURS)["recipes"]["sts"])
+    said = refusal(path)
+    assert said.startswith(f"{path}: recipes.stz has no steps/recipes/stz.py; known recipes: ") and "sts" in said
+    with pytest.raises(params.InputError, match=r"^recipe 'stz' is not known; known recipes: .*sts"):
+        params.load(OURS).recipe("stz")
+
+
+# What recipes, tasks, teachers and references say of each other
+
+
+@pytest.mark.parametrize("keys, value, said", [
+    ("recipes/nli/train/loss", "softmax", "loss softmax and train_rows triplets do not go together: softmax learns "
+                                          "from pairs, every other loss from triplets"),
+    ("recipes/nli/prepare/train_rows", "pairs", "loss multiple_negatives and train_rows pairs do not go together"),
+    ("recipes/multilingual/dataset", "data/raw/translations",
+     "dataset 'data/raw/translations' has no teacher's vectors; declare it under teachers and use data/taught/NAME"),
+    ("recipes/tsdae/tasks", {}, "tasks must begin with a task `sts` that names a dev and a test split of the suite"),
+    ("recipes/mlm/tasks/appliances/dev", GONE, "tasks must begin with a task `sts` that names a dev and a test split"),
+])
+def test_keys_that_do_not_go_together_are_named_with_the_remedy(tmp_path, keys, value, said):
+    message = refusal(path := edited(tmp_path, keys, value))
+    assert message.startswith(f"{path}: recipes.{keys.split('/')[1]}")
+    assert said in message
+
+
+def test_softmax_learns_from_pairs(tmp_path):
+    values = params.read(OURS)["recipes"]["nli"]
+    values["train"]["loss"], values["prepare"]["train_rows"] = "softmax", "pairs"
+    assert params.load(edited(tmp_path, "recipes/nli", values)).recipe("nli").train.loss == "softmax"
+
+
+def test_the_first_task_of_plain_text_must_be_sts(tmp_path):
+    first = {"task": "classes", "dev": "dev", "test": "test", "columns": {"text": "text", "label": "label"},
+             "labels": ["no", "yes"]}
+    second = params.read(OURS)["recipes"]["tsdae"]["tasks"]["appliances"]
+    params.load(edited(tmp_path, "recipes/tsdae/tasks", {"a": second, "b": first}))
+    assert "tasks must begin with a task `sts`" in refusal(
+        edited(tmp_path, "recipes/tsdae/tasks", {"a": first, "b": second}))
+
+
+@pytest.mark.parametrize("task", ["stss", None, 3])
+def test_an_unknown_kind_of_task_is_answered_with_the_known_ones(tmp_path, task):
+    message = refusal(path := edited(tmp_path, "recipes/nli/tasks/appliances/task", task))
+    assert message.startswith(f"{path}: recipes.nli.tasks")
+    assert message.endswith(": appliances: task must be one of classes, sts, translation, triplet")
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("score_range", [5.0, 0.0], " = [5.0, 0.0]: must be [lowest, highest]"),
+    ("test", GONE, " is missing"),
+    ("tests", "test", " is not a known key; remove it or correct its spelling"),
+])
+def test_a_mistake_in_a_task_is_named_by_file_and_key(tmp_path, key, value, said):
+    path = edited(tmp_path, f"recipes/nli/tasks/appliances/{key}", value)
+    assert refusal(path) == f"{path}: recipes.nli.tasks.appliances.{key}{said}"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"recipe": "stz"}, "references.old.recipe = 'stz': no such stage; known: cola, emotion, "),
+    ({"model": "models/base/none"}, "references.old.model = 'models/base/none': no such stage; known: models/base/"),
+    ({"model": "models/stz"}, "references.old.model = 'models/stz': no such stage; known: models/base/"),
+])
+def test_a_reference_to_what_is_not_there_is_named(tmp_path, change, said):
+    entry = {"recipe": "sts", "model": "models/base/all-MiniLM-L6-v2"}
+    params.load(edited(tmp_path, "references", {"old": entry}))
+    path = edited(tmp_path, "references", {"old": entry | change})
+    assert refusal(path).startswith(f"{path}: {said}")
+
+
+def test_a_recipe_can_start_from_anothers_model_and_a_teacher_be_one(tmp_path):
+    edited(tmp_path, "recipes/sts/base_model", "models/mlm")
+    assert params.load(tmp_path / "params.yaml").recipe("sts").base_model == "models/mlm"
+    assert params.load(edited(tmp_path, "teachers/translations/model", "models/sts"))
+
+
+def test_the_targets_are_the_evaluations_of_the_recipes_and_of_what_they_are_compared_with(tmp_path):
+    base = "models/base/all-MiniLM-L6-v2"
+    project = params.load(edited(tmp_path, "references", {
+        "old": {"recipe": "tsdae", "model": base}, "sts-by-nli": {"recipe": "sts", "model": "models/nli"},
+        "plain": {"recipe": "tsdae", "model": base}}))
+    assert project.targets(["tsdae"]) == ["evaluate@tsdae", "reference@old", "reference@plain"]
+    assert project.targets(["nli", "sts"]) == ["evaluate@nli", "evaluate@sts", "reference@sts-by-nli"]
+    assert project.targets(["cola"]) == ["evaluate@cola"]
+
+
+@pytest.mark.parametrize("recipes", [GONE, {}, None, ["sts"]])
+def test_params_without_recipes_are_refused(tmp_path, recipes):
+    assert "recipes must name at least one recipe" in refusal(edited(tmp_path, "recipes", recipes))
+
+
+@pytest.mark.parametrize("text, number", [("1e-6", 1e-6), ("2.0e-5", 2e-5), ("3E-4", 3e-4), ("1", 1.0)])
+def test_scientific_notation_is_a_number(tmp_path, text, number):
+    path = tmp_path / "params.yaml"
+    changed = re.sub(r"learning_rate: \S+", f"learning_rate: {text}", OURS.read_text(encoding="utf-8"))
+    path.write_text(changed, encoding="utf-8")
+    assert params.load(path).recipe("sts").train.learning_rate == number
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"seed: [1, 2\n", "is not valid YAML: "),
+    (b"seed: 1\nseed: 2\n", 'found duplicate key "seed"'),
+    (b"seed: !!python/object/apply:os.getcwd []\n", "is not valid YAML: "),
+    (b"- seed\n", "must hold keys and values, not list"),
+    (b"", "must hold keys and values, not NoneType"),
+    (b"seed: 1\nname: caf\xe9\n", ":2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+])
+def test_a_file_that_is_no_mapping_in_yaml_is_refused(tmp_path, content, said):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message.startswith(str(path)) and said in message
+
+
+def test_a_missing_file_is_answered_with_the_remedy(tmp_path):
+    path = tmp_path / "params.yaml"
+    assert refusal(path) == f"{path} is not here; run this in the project's folder"

@@ -1,0 +1,84 @@
+"""`evergreen pin` asks the hub for a branch's commit and writes it, and nothing else, into params.yaml."""
+
+import difflib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hub_server import HubServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PINNED = "      revision: d482672c8e74ce18da116f430137434ba2e52fab\n"
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        server.branches["sentence-transformers/all-nli"] = {"main": COMMIT, "v2": "f" * 40}
+        yield server
+
+
+@pytest.fixture
+def pin(hub, tmp_path, environment):
+    """pin(NAME) in a folder with the shipped params.yaml."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    here = environment | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT),
+                          "NO_PROXY": "*", "no_proxy": "*"}
+
+    def run(name: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "flows.cli", "pin", name], cwd=tmp_path, env=here, text=True,
+                              capture_output=True, timeout=120, check=False)
+    return run
+
+
+def changed(tmp_path: Path) -> list[str]:
+    lines = difflib.ndiff((ROOT / "params.yaml").read_text().splitlines(True),
+                          (tmp_path / "params.yaml").read_text().splitlines(True))
+    return [line for line in lines if line[0] in "+-"]
+
+
+def edit(tmp_path: Path, old: str, new: str) -> None:
+    text = (tmp_path / "params.yaml").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(("stands", "commit"), [
+    ("      revision: main\n", COMMIT), ("      revision: v2\n", "f" * 40), ("", COMMIT)],
+    ids=["a branch", "a tag", "nothing"])
+def test_what_stands_there_is_resolved_and_only_that_line_changes(pin, tmp_path, stands, commit):
+    edit(tmp_path, PINNED, stands)
+    done = pin("all-nli")
+    assert done.returncode == 0, done.stderr
+    assert changed(tmp_path) == [f"- {PINNED}", f"+       revision: {commit}\n"]
+    assert commit in done.stdout
+
+
+def test_an_entry_without_a_commit_is_refused_with_the_remedy(pin, tmp_path, environment):
+    for stands in ("      revision: main\n", ""):
+        shutil.copy(ROOT / "params.yaml", tmp_path)
+        edit(tmp_path, PINNED, stands)
+        done = subprocess.run([sys.executable, "-m", "flows.cli", "run", "sts"], cwd=tmp_path, text=True,
+                              env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+        assert done.returncode == 2
+        assert "published.datasets.all-nli" in done.stderr
+        assert "evergreen pin NAME" in done.stderr
+
+
+def test_a_branch_that_the_hub_does_not_have_leaves_the_file(pin, tmp_path):
+    edit(tmp_path, PINNED, "      revision: gone\n")
+    before = (tmp_path / "params.yaml").read_bytes()
+    done = pin("all-nli")
+    assert done.returncode == 2
+    assert "sentence-transformers/all-nli at 'gone' cannot be looked up" in done.stderr
+    assert (tmp_path / "params.yaml").read_bytes() == before
+
+
+def test_a_name_that_is_no_hub_source_is_refused_with_those_that_are(pin):
+    done = pin("appliances")
+    assert done.returncode == 2
+    assert "no hub source 'appliances'" in done.stderr and "bert-base-uncased" in done.stderr
