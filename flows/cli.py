@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """The console script. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    command.unblock()
     sys.exit(command.status(dispatch, sys.argv[1:]))
 
 

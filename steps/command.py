@@ -31,8 +31,14 @@ def quiet(offline: bool = True) -> None:
         os.environ.setdefault(key, value)
 
 
+def unblock() -> None:
+    """Lets a polite request to end through: a process inherits what its starter blocked, and some block that."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def die_with_parent() -> None:
     """Asks Linux to end this process when the one that started it dies, so that no step outlives its driver."""
+    unblock()
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -56,12 +56,17 @@ def steps(project: Project) -> list[list[str]]:
 
 @contextlib.contextmanager
 def running(project: Project) -> Iterator[subprocess.Popen]:
-    """`evergreen run sts` with the terminal's process group of its own; what it prints goes to the file `said`."""
+    """`evergreen run sts` with the terminal's process group of its own; what it prints goes to the file `said`.
+
+    Its starter blocks SIGTERM, as some services do, and ignores no SIGINT, as a shell's `&` does.
+    """
+    def start():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     with open(project.folder.parent / "said", "w") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "run", "sts"], cwd=project.folder, env=project.environment,
-            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))    # ignored where tests run with `&`
+            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=start)
     try:
         yield process
     finally:
