@@ -234,5 +234,5 @@ def validate(model: type[BaseModel], value: Any, prefix: str, path: Path | None 
                 rule = problem["msg"].removeprefix("Value error, ")
                 found = f" = {problem['input']!r}"
                 whole = isinstance(problem["input"], dict) and len(found) > LONG
-                lines.append(f"{key}{'' if whole else found}: {rule}")
+                lines.append(f"{key}{'' if whole else found}: {rule}" if key else rule)
         raise InputError("\n".join(f"{path}: {line}" if path else line for line in lines)) from None

@@ -168,6 +168,12 @@ def test_a_remote_source_that_is_not_pinned_is_refused(tmp_path, change, rule):
     assert said.startswith(f"{path}: datasets.remote.x") and rule in said
 
 
+def test_a_name_that_stands_in_two_places_is_refused(tmp_path):
+    entry = {"path": "samples/moods", "splits": {"train": "train.csv"}, "licence": "none"}
+    path = edited(tmp_path, "datasets/local", {"stsb": entry})
+    assert refusal(path) == f"{path}: 'stsb' stands under datasets and under published.datasets; keep one"
+
+
 def test_every_mistake_is_named_at_once(tmp_path):
     path = edited(tmp_path, "recipes/sts/train", {**params.read(OURS)["recipes"]["sts"]["train"],
                                                   "epochs": 0, "patience": 0, "size": 1})
