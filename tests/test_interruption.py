@@ -58,15 +58,17 @@ def steps(project: Project) -> list[list[str]]:
 def running(project: Project) -> Iterator[subprocess.Popen]:
     """`evergreen run sts` with the terminal's process group of its own; what it prints goes to the file `said`.
 
-    Its starter blocks SIGTERM, as some services do, and ignores no SIGINT, as a shell's `&` does.
+    Its starter blocks SIGTERM, as some services do, ignores no SIGINT, as a shell's `&` does, and names the one shell
+    that every system has, which on some starts a command as its child instead of becoming it.
     """
     def start():
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     with open(project.folder.parent / "said", "w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", "sts"], cwd=project.folder, env=project.environment,
-            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=start)
+            [sys.executable, "-m", "flows.cli", "run", "sts"], cwd=project.folder,
+            env=project.environment | {"SHELL": "/bin/sh"}, stdin=subprocess.DEVNULL, stdout=said,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=start)
     try:
         yield process
     finally:

@@ -213,7 +213,7 @@ IN_ONE_PROCESS = """
 import runpy, shlex, sys
 from steps import params
 for name, stage in params.read(params.PARAMS.with_name("commands"))["stages"].items():
-    python, flag, module, *sys.argv[1:] = shlex.split(stage["cmd"])
+    shell, python, flag, module, *sys.argv[1:] = shlex.split(stage["cmd"])
     try:
         runpy.run_module(module, run_name="__main__")
     except SystemExit as ended:
