@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -71,13 +72,16 @@ def run(recipes: list[str]) -> dict:
     global _slots
     _slots = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // params.load().threads))
     settings = {}
-    if not PREFECT_API_URL.value():
-        settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
-        # A terminal sends Ctrl-C to all its processes; the server inherits this mask and lives to hear how we ended.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            SubprocessASGIServer().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with ThreadPoolExecutor(1) as beside:       # another core has time while the server starts
+        ready = beside.submit(register.get_ready)
+        if not PREFECT_API_URL.value():
+            settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+            # A terminal sends Ctrl-C to all; the server inherits this mask and lives to hear how we ended.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                SubprocessASGIServer().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        ready.result()
     with temporary_settings(settings):
         return retrain(recipes)

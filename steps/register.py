@@ -22,6 +22,12 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{recipe}: version {version.number} {'registered' if version.created else 'is registered already'}")
 
 
+def get_ready() -> None:
+    """Opens the store and imports what registering takes seconds to. Raises InputError where there is no store."""
+    tracking.client()
+    import sentence_transformers  # noqa: F401
+
+
 def folders(recipe: str) -> dict[str, Path]:
     """Where the stages of dvc.yaml leave what is registered."""
     return {"data": Path("data/prepared") / recipe, "model": Path("models") / recipe,
