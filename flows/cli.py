@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with report.only_one(HOME / "run.lock"):
-        report.clean_up()
+        report.clean_up(PREFECT["PREFECT_HOME"])
         return report.run(recipes, options.seeds)
 
 

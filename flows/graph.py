@@ -143,18 +143,28 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
 
 @contextlib.contextmanager
 def lock_in_order(plan: list[Stage]) -> Iterator[None]:
-    """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first."""
-    from dvc.utils.serialize import modify_yaml
+    """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first.
+
+    Stages that still run when something goes wrong are ended first.
+    """
+    from dvc.utils.serialize import dump_yaml
 
     known = list(params.read(LOCK)["stages"]) if LOCK.exists() else []
     try:
         yield
+    except BaseException:
+        stop()
+        raise
     finally:
-        if LOCK.exists():
-            with modify_yaml(str(LOCK)) as values:
-                stages = values["stages"]
-                order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
-                values["stages"] = {name: stages[name] for name in order if name in stages}
+        with _repo().lock:
+            values = params.read(LOCK) if LOCK.exists() else {"stages": {}}
+            stages = values["stages"]
+            order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
+            values["stages"] = {name: stages[name] for name in order if name in stages}
+            if list(values["stages"]) != list(stages):
+                partial = LOCK.with_name(f".{LOCK.name}.partial")
+                dump_yaml(str(partial), values)
+                partial.replace(LOCK)
 
 
 def mend() -> None:

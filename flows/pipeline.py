@@ -70,7 +70,7 @@ def retrain(recipes: list[str]) -> dict | State:
 def run(recipes: list[str]) -> dict:
     """Runs the flow here: on the server of PREFECT_API_URL, or on a temporary one that ends with it."""
     global _slots
-    _slots = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // params.load().threads))
+    _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // params.load().threads))
     settings = {}
     with ThreadPoolExecutor(1) as beside:       # another core has time while the server starts
         ready = beside.submit(register.get_ready)

@@ -24,19 +24,22 @@ def only_one(lock: Path) -> Iterator[None]:
             holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
             yield
     except Timeout:
-        raise InputError(f"another run (process {holder.read_text(encoding='utf-8').strip()}) works in this folder; "
-                         "wait for it or stop it") from None
+        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "that has just begun"
+        raise InputError(f"another run (process {who}) works in this folder; wait for it or stop it") from None
 
 
-def clean_up() -> None:
-    """Clears what a run of this folder that was killed with -9 left: DVC's lock file, a temporary Prefect server."""
+def clean_up(prefect_home: str) -> None:
+    """Clears what a run of this folder that was killed with -9 left: DVC's lock file, a temporary Prefect server.
+
+    A server of another PREFECT_HOME than the project's own is somebody's who wants it.
+    """
     import psutil
 
     graph.mend()
     for process in psutil.process_iter(["ppid", "cmdline"]):
         if process.info["ppid"] == 1 and "prefect.server.api.server:create_app" in (process.info["cmdline"] or ()):
             with suppress(psutil.Error):
-                if process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
+                if process.environ().get("PREFECT_HOME") == prefect_home:
                     process.terminate()
 
 

@@ -72,6 +72,21 @@ def copy(seed: int) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{folder} cannot be made a project of its own: {done.stderr.strip()}")
-    params.replace_seed(folder / params.PARAMS, seed)
+    change(folder, seed)
     return folder
+
+
+def change(folder: Path, seed: int) -> None:
+    """Writes the seed into the copy's params.yaml, and in full the paths of what was not copied with it."""
+    from ruamel.yaml import YAML
+
+    yaml, path = YAML(), folder / params.PARAMS
+    values = yaml.load(path.read_text(encoding="utf-8"))
+    values["seed"] = seed
+    for what in ("datasets", "base_models"):
+        for entry in values[what]["local"].values():
+            if not (folder / entry["path"]).exists() or ".." in Path(entry["path"]).parts:
+                entry["path"] = str(Path(entry["path"]).absolute())
+    with open(path, "w", encoding="utf-8") as file:
+        yaml.dump(values, file)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Commit, InsidePath, Name, Sha256, Strict
+from steps.schema import Commit, InsidePath, Name, Sha256, SplitName, Strict
 
 
 class Source(Strict):
@@ -48,7 +48,7 @@ Files = Annotated[list[InsidePath], BeforeValidator(lambda v: [v] if isinstance(
 class Splits(Strict):
     """Which file is which split: train, dev and test have their meaning, others are for `tasks`."""
 
-    splits: dict[Name, Files]
+    splits: dict[SplitName, Files]
 
     def split_files(self) -> list[str]:
         return [file for files in self.splits.values() for file in files]

