@@ -10,7 +10,8 @@ and what it needs of:
     UNLABELLED = True           train is plain text, cut into sentences; dev and test come from the first of `tasks`
     texts(prepare)              the text columns of train, in the order its loss expects, where not the task's
     examples(row, prepare)      a row of train's text -> rows {column: value}, `label` where there is one, where that
-                                is not the task's own `example`; ValueError says what is wrong
+                                is not the task's own `example`
+    LABELS                      what the labels of train are, where `prepare.labels` does not say
     WORDS = True                prepare stores where the words of each text begin
     columns(prepare)            the columns of train's files, where they are not `prepare.columns`
     held_out(row, prepare)      a row of dev or test, where it is not the task's own `example`
@@ -36,8 +37,19 @@ def texts(recipe: ModuleType, prepare) -> tuple[str, ...]:
     return ("text",) if getattr(recipe, "UNLABELLED", False) else recipe.TASK.TEXTS
 
 
+def columns(recipe: ModuleType, prepare):
+    """The names of the columns of train's files."""
+    return recipe.columns(prepare) if hasattr(recipe, "columns") else prepare.columns
+
+
+def labels(recipe: ModuleType, prepare) -> list[str]:
+    """The names of train's classes; none where its rows have none."""
+    classes = "label" in type(columns(recipe, prepare)).model_fields
+    return list(getattr(prepare, "labels", getattr(recipe, "LABELS", ()))) if classes else []
+
+
 def examples(recipe: ModuleType, row: Mapping, prepare) -> Iterable[dict]:
-    """A row of train's text -> rows {column: value}. Raises ValueError naming column, value and rule."""
+    """A row of train's text that keeps the rules -> rows {column: value}."""
     if hasattr(recipe, "examples"):
         return recipe.examples(row, prepare)
     if getattr(recipe, "UNLABELLED", False):
