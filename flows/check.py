@@ -5,10 +5,10 @@ import io
 import shutil
 from pathlib import Path
 
+from flows import preflight
 from steps import download, params, prepare, reading, recipes
 from steps.contract import Findings
 from steps.schema import InputError
-from steps.sources import LocalDataset
 
 PLACE = Path(".evergreen/check")
 LISTS = ("quarantine.csv", "overlaps.csv")
@@ -39,48 +39,25 @@ def check(name: str) -> tuple[Findings, Path]:
 
 def _look(name: str, project: params.Project, work: Path) -> Findings:
     settings = project.recipe(name)
-    files, suite = (_files(path, project, work) for path in (settings.dataset, settings.suite))
-    base_model = str(_base_model(settings.base_model, project, work))
-    found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": base_model}), work / "prepared",
-                         files, suite)
-    if (entry := _entry(settings.dataset, project)) is not None:
-        found.licensed(entry.licence)
+    files = [preflight.files(path, project) or reading.splits(_fetched("dataset", path, project, work))
+             for path in (settings.dataset, settings.suite)]
+    base_model = preflight.model_folder(settings.base_model, project) or _fetched(
+        "model", settings.base_model, project, work)
+    found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": str(base_model)}),
+                         work / "prepared", *files)
+    found.stops += preflight.licences(name, settings, project)
     return found
 
 
-def _entry(path: str, project: params.Project):
-    return project.sources("datasets").get(Path(path).name) if path.startswith("data/raw/") else None
-
-
-def _files(path: str, project: params.Project, work: Path) -> dict[str, list[Path]]:
-    entry = _entry(path, project)
-    if isinstance(entry, LocalDataset):
-        source = Path(entry.path)
-        found = {split: [source if source.is_file() else source / file for file in files]
-                 for split, files in entry.splits.items()}
-        if missing := [file for files in found.values() for file in files if not file.is_file()]:
-            raise InputError(f"{missing[0]} does not exist; correct datasets.local.{Path(path).name} in params.yaml")
-        return found
-    if not Path(path).exists():
-        if entry is None:
-            raise InputError(f"{path} is not there yet; make it with: dvc repro teach@{Path(path).name}")
-        folder = work / path
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        download.download(Path(path).name, entry, "dataset", folder)
-        return reading.splits(folder)
-    return reading.splits(Path(path))
-
-
-def _base_model(path: str, project: params.Project, work: Path) -> Path:
-    """The model of these tokens: of a chain that was not trained yet, the one it begins with."""
-    while not Path(path).exists() and not path.startswith("models/base/"):
-        path = project.recipe(Path(path).name).base_model
-    if not Path(path).exists():
-        folder = work / path
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        download.download(Path(path).name, project.sources("base_models")[Path(path).name], "model", folder)
-        return folder
-    return Path(path)
+def _fetched(what: str, path: str, project: params.Project, work: Path) -> Path:
+    """A source that is not here, fetched into the folder `work`."""
+    name, folder = Path(path).name, work / path
+    entry = project.sources("datasets" if what == "dataset" else "base_models").get(name)
+    if entry is None or path.startswith("data/taught/"):
+        raise InputError(f"{path} is not there yet; make it with: dvc repro teach@{name}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    download.download(name, entry, what, folder)
+    return folder
 
 
 def page(name: str, found: Findings, folder: Path) -> str:
@@ -92,8 +69,8 @@ def page(name: str, found: Findings, folder: Path) -> str:
         kept = "-" if "rows" not in counts else str(counts["rows"])
         cut, unknown = (f"{counts[part] / max(1, counts[whole]):.1%}" if whole in counts else "-"
                         for part, whole in (("truncated", "texts"), ("unknown", "tokens")))
-        lines.append(f"  {split:<24}{counts['read'] or '-':>10}{sum(counts['quarantined'].values()):>7}{kept:>9}{cut:>8}"
-                     f"{unknown:>16}")
+        bad = sum(counts["quarantined"].values())
+        lines.append(f"  {split:<24}{counts['read'] or '-':>10}{bad:>7}{kept:>9}{cut:>8}{unknown:>16}")
     for split, counts in report["splits"].items():
         for rule, count in counts["quarantined"].items():
             lines.append(f"\n  {split}: {count} rows quarantined: {rule}")
@@ -108,11 +85,12 @@ def page(name: str, found: Findings, folder: Path) -> str:
         if counts.get("near"):
             done = "dropped" if counts["near_dropped"] else "kept; contract.near_duplicates: drop leaves them out"
             lines += [f"\n  {counts['near']} rows of {one} are nearly alike with {other}, {done}",
-                      *(f"    {alike:.2f}  {ours}\n          {theirs}" for ours, theirs, alike in counts["near_examples"])]
+                      *(f"    {alike:.2f}  {ours}\n          {theirs}"
+                        for ours, theirs, alike in counts["near_examples"])]
     for split, counts in report["repeats"].items():
         if counts["repeated"]:
-            lines += [f"\n  {counts['repeated']} examples stand in {split} more than once ({counts['letter']} letter for "
-                      f"letter), {counts['conflicting']} of them with different labels",
+            lines += [f"\n  {counts['repeated']} examples stand in {split} more than once ({counts['letter']} letter "
+                      f"for letter), {counts['conflicting']} of them with different labels",
                       *(f"    {text}" for text in counts["examples"])]
     lines += [f"\n  note: {note}" for note in found.notes]
     lists = [str(folder / listed) for listed in LISTS if (folder / listed).exists()]

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="names from params.yaml, or: all")
     sub.add_argument("--seeds", type=int, default=1, metavar="N",
                      help="train from N seeds, the first of them params.yaml's, and show mean and spread (1)")
-    sub = add("check", check, "check the data of a recipe and say what would stop a run; exit status 2 if anything does")
+    sub = add("check", check, "look through the data of a recipe and say what would stop a run")
     sub.add_argument("recipe", metavar="RECIPE")
     sub = add("register", register, "register what `dvc repro` made of a recipe")
     sub.add_argument("recipe", metavar="RECIPE")

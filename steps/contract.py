@@ -86,12 +86,6 @@ class Findings:
                               f"the allowed {self.contract.truncated:.1%} (contract.truncated): raise "
                               "prepare.max_length, or allow more")
 
-    def licensed(self, licence: str | None) -> None:
-        allowed = self.contract.licences
-        if allowed is not None and (licence or "").casefold() not in [name.casefold() for name in allowed]:
-            self.stops.append(f"the data set's licence {licence!r} is not one of contract.licences: "
-                              f"{', '.join(allowed) or 'none'}")
-
     def refuse(self) -> None:
         """Raises InputError with every reason not to train on the data."""
         if self.stops:
@@ -102,6 +96,15 @@ class Findings:
         splits = {split: {"read": self.read[split], "quarantined": dict(self.quarantined.get(split, {})),
                           **self.written.get(split, {})} for split in {**self.read, **self.written}}
         return {"splits": splits, "overlaps": self.overlaps, "repeats": self.repeats, "notes": self.notes}
+
+
+def unlicensed(licence: str | None, contract: Contract) -> list[str]:
+    """What is wrong with a data set's licence, if anything."""
+    allowed = contract.licences
+    if allowed is None or (licence or "").casefold() in [name.casefold() for name in allowed]:
+        return []
+    return [f"the data set's licence {licence!r} is not one of contract.licences: {', '.join(allowed) or 'none'}; use "
+            "other data, or allow it"]
 
 
 def shown(value) -> str:

@@ -14,7 +14,7 @@ from steps.contract import Findings, shown
 from steps.schema import Contract
 
 SHINGLE = 5             # bytes of UTF-8
-PERMUTATIONS = 128      # of MinHash
+PERMUTATIONS = 64      # of MinHash
 MARGIN = 0.1            # by which MinHash looks further than asked, since it only estimates
 EXAMPLES = 5            # shown of each kind
 

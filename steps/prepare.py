@@ -42,7 +42,7 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
     try:
         found = fill(recipe, settings, partial, reading.splits(dataset), reading.splits(Path(settings.suite)))
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
-        found.licensed(source.get("licence"))
+        found.stops += contract.unlicensed(source.get("licence"), settings.contract)
         found.refuse()
         splits = {split: {key: counts[key] for key in ("rows", "truncated")} for split, counts in found.written.items()}
         for name, values in (("summary", {"source": source, "splits": splits}), ("report", found.report())):
