@@ -18,7 +18,8 @@ BATCH = 1000        # rows of a Parquet file held at once
 def splits(dataset: Path) -> dict[str, list[Path]]:
     """{split: its files, in their order} of a data set's folder."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(dataset.glob("*"), key=lambda p: [int(x) if x.isdigit() else 0 for x in p.name.split(".")]):
+    for path in sorted(sorted(dataset.glob("*")), key=lambda p: [int(x) if x.isdigit() else 0
+                                                                 for x in p.name.split(".")]):
         if path.name != "source.json":
             found.setdefault(path.name.split(".")[0], []).append(path)
     if not found:

@@ -113,7 +113,7 @@ class Contract(Strict):
     """
 
     licences: list[str] | None                      # those allowed; any that is stated where null
-    min_rows: Annotated[int, Field(ge=2)]           # of train
+    min_rows: Positive                              # of train
     max_characters: Positive                        # of a text
     bad_rows: Share
     unknown: Part

@@ -14,7 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command
+from steps import command, params
+from steps.contract import Findings
+from steps.schema import Contract
 
 ROOT = Path(__file__).parent.parent
 OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
@@ -71,6 +73,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
             for out in OUTPUTS for p in sorted((folder / out).rglob("*"))
             if p.is_file() and p.name != ".gitignore"}
+
+
+LENIENT = {"min_rows": 1, "unknown": 1.0, "truncated": 1.0, "leaked": 1.0}      # for a few rows and the tiny model
+
+
+def findings(folder: Path, **contract) -> Findings:
+    """Nothing found yet, under the lenient contract with these changes."""
+    values = params.read(ROOT / "params.yaml")["recipes"]["sts"]["contract"]
+    return Findings(Contract(**values | LENIENT | contract), folder)
 
 
 class Project:
