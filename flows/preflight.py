@@ -33,7 +33,7 @@ def check(names: Iterable[str], project: params.Project) -> None:
         count, free = parameters(model), shutil.disk_usage(".").free
         disk, batch = CHECKPOINTS * 12 * count, 16 * count + activations(model, settings)
         print(f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
-              f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (there are {room / 1e9:.1f})", flush=True)
+              f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {room / 1e9:.1f})", flush=True)
         if disk > free:
             problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
                             f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")

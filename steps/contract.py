@@ -202,7 +202,8 @@ def check(rows: Sequence[Mapping], rules) -> dict[int, tuple[str, str]]:
     import pandera.errors
 
     try:
-        rules.validate(pd.DataFrame(list(rows), dtype=object), lazy=True)
+        with pd.option_context("future.infer_string", False):       # Arrow's strings hold no half a surrogate pair
+            rules.validate(pd.DataFrame(list(rows), dtype=object), lazy=True)
     except pandera.errors.SchemaErrors as errors:
         order = {column: place for place, column in enumerate(rules.columns)}
         found: dict[int, tuple[int, int, str, str]] = {}

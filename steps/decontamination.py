@@ -43,7 +43,7 @@ class Evaluation:
     """
 
     def __init__(self, contract: Contract, found: Findings):
-        from datasketch import MinHashLSH
+        from datasketch import MinHash, MinHashLSH
 
         self.contract, self.found = contract, found
         self.exact: dict[Key, dict[str, tuple[str, ...]]] = {}      # the texts as they stand in each split
@@ -51,6 +51,7 @@ class Evaluation:
         self.letters: set[tuple[str, tuple[str, ...]]] = set()      # split and texts as they stand there
         self.near = MinHashLSH(contract.similarity - MARGIN, PERMUTATIONS)
         self.known: set[bytes] = set()
+        self.blank = MinHash(PERMUTATIONS, seed=1)
 
     def add(self, split: str, rows: Iterable[Mapping], texts: Sequence[str], single: bool) -> None:
         """Takes in a split; `single` where train's examples are one text, so that each text counts for itself."""
@@ -64,7 +65,7 @@ class Evaluation:
                 self.exact.setdefault(key, {}).setdefault(split, whole)
                 if new:
                     self.known |= (pieces := shingles(key))
-                    self.near.insert(key, _minhash(pieces))
+                    self.near.insert(key, self._minhash(pieces))
 
     def without(self, rows: Iterable[dict], texts: Sequence[str]) -> Iterator[dict]:
         """The rows that evaluation does not hold; the others are dropped and listed in overlaps.csv."""
@@ -111,11 +112,16 @@ class Evaluation:
             pieces = shingles(key)
             if len(pieces & self.known) < asked * len(pieces):      # then no set of pieces can be so alike
                 continue
-            for other in self.near.query(_minhash(pieces)):
+            for other in self.near.query(self._minhash(pieces)):
                 theirs = shingles(other)
                 if (similarity := len(pieces & theirs) / len(pieces | theirs)) >= asked:
                     best.append((similarity, other))
         return max(best, default=None)
+
+    def _minhash(self, pieces: set[bytes]):
+        found = self.blank.copy()
+        found.update_batch(pieces)
+        return found
 
     def _settle(self, tally: dict[str, dict]) -> None:
         for split, counts in tally.items():
@@ -151,14 +157,6 @@ def repeats(rows: Sequence[Mapping], texts: Sequence[str]) -> dict:
     conflicts = [key for key, found in labels.items() if len(found) > 1]
     return {"repeated": sum(n > 1 for n in normals.values()), "letter": sum(n > 1 for n in letters.values()),
             "conflicting": len(conflicts), "examples": [_text(key) for key in conflicts[:EXAMPLES]]}
-
-
-def _minhash(pieces: set[bytes]):
-    from datasketch import MinHash
-
-    found = MinHash(PERMUTATIONS, seed=1)
-    found.update_batch(pieces)
-    return found
 
 
 def _text(texts: Sequence[str]) -> str:

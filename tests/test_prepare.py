@@ -142,8 +142,8 @@ def test_a_pair_with_an_unknown_label_is_named(place):
     wanted = wanted.model_copy(update={"prepare": wanted.prepare.model_copy(update={"train_rows": "pairs"})})
     with pytest.raises(InputError) as caught:
         train_rows("nli", wanted, Path("raw/train.csv"))
-    assert str(caught.value).startswith("raw/train.csv:3: label = '-1' is not a label of the schema; labels are entailment, "
-                                 "neutral, contradiction, or their places 0 to 2")
+    assert str(caught.value).startswith("raw/train.csv:3: label = '-1' is not a label of the schema; labels are "
+                                        "entailment, neutral, contradiction, or their places 0 to 2\n")
 
 
 def test_ten_bad_rows_of_all_files_are_named_and_the_rest_counted(place):
