@@ -13,6 +13,7 @@ from steps.params import InputError
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 BATCH = 1000        # rows of a Parquet file held at once
+FIELD = 10_000_000  # characters of a field; where one seems longer, a quote was not closed
 
 
 def splits(dataset: Path) -> dict[str, list[Path]]:
@@ -63,6 +64,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[int, Mapping]]:
     # csv ends a row at a lone carriage return too; io.StringIO splits lines as it wants them
+    csv.field_size_limit(FIELD)
     raw: list[str] = []
     reader = csv.reader((raw.append(part) or part for line in _lines(path) for part in io.StringIO(line, newline="")),
                         delimiter=delimiter, strict=True)
