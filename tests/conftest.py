@@ -66,7 +66,7 @@ def write_rows(path: Path, rows: list[list[str]]) -> None:
 
 
 CANARY = "hf_canaryThatMustStandNowhere"      # what the variables of SECRETS held when `finished` was made
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "EVERGREEN_SECRET")
+SECRETS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "EVERGREEN_SECRET")
 OUTPUTS = ("data", "models", "evaluation")
 
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def test_no_word_of_params_stands_in_a_command():
         assert len(commands) == len(stages) > 1
         for line in commands:
             assert re.findall(r"(?<!\\)\$\{", line) == [], line
-            assert re.findall(r'\$n(?![^"]*"(?:[^"]*"[^"]*")*[^"]*$)', line) == [], f"not in quotes: {line}"
+            unquoted = re.sub(r'"[^"]*"', "", line).replace("n=\\${DVC_STAGE#*@};", "")
+            assert "$" not in unquoted, line
 
 
 def test_twenty_payloads_as_names_have_no_effect(project, tmp_path):
@@ -63,15 +65,12 @@ def test_twenty_payloads_as_names_have_no_effect(project, tmp_path):
     done = project.dvc("repro", "--keep-going", *stages, check=False)
     assert done.returncode != 0 and done.stdout.count("Running stage") == 20
     assert "a name has letters, digits" in done.stderr
-    assert [path for path in tmp_path.rglob("*") if "PWNED" in path.name and path.suffix != ".yaml"
-            and "raw" not in path.parts] == []
+    assert [*tmp_path.rglob("PWNED")] == []
 
 
 def test_the_search_for_effects_would_find_one(tmp_path):
-    import subprocess
-
     subprocess.run(["sh", "-c", f"echo {PAYLOADS[0]}"], cwd=tmp_path, check=True)
-    assert [path.name for path in tmp_path.rglob("*PWNED*")] == ["PWNED"]
+    assert [*tmp_path.rglob("PWNED")] == [tmp_path / "PWNED"]
 
 
 # Names and paths
@@ -166,9 +165,8 @@ def pickled(tiny_model, tmp_path, mark) -> Path:
 
 
 def test_weights_that_are_a_pickle_are_refused_before_training(look, pickled, mark):
-    assert look("sts", base_model=pickled, **sts()).stops == [
-        f"{pickled} has no weights as safetensors; other formats can run code when they are loaded: save the model with "
-        "save_pretrained, which writes model.safetensors"]
+    said, = look("sts", base_model=pickled, **sts()).stops
+    assert said.startswith(f"{pickled} has no weights as safetensors; other formats can run code when they are loaded")
     assert not mark.exists()
 
 

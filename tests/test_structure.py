@@ -56,8 +56,8 @@ def dangers(tree: ast.AST) -> set[str]:
                 found.add(name)
             case ast.keyword(arg="typ", value=ast.Constant(value="unsafe")):
                 found.add("unsafe_load")
-    return found | {name for name in imports(tree) if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "joblib", "marshal",
-                                                                        "shelve")}
+    pickles = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    return found | {name for name in imports(tree) if name.split(".")[0] in pickles}
 
 
 def parsed(module: str) -> ast.AST:
