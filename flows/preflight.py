@@ -62,7 +62,7 @@ def columns(name: str, settings: Recipe, project: params.Project) -> Iterator[st
     """What is wrong with the headers and the first rows of the files that lie here."""
     module, prepare = recipes.get(name), settings.prepare
     wanted = [(settings.dataset, "train", recipes.columns(module, prepare), prepare.header)]
-    if not hasattr(module, "UNLABELLED"):
+    if not recipes.unlabelled(module):
         wanted += [(settings.dataset, split, prepare.columns, prepare.header) for split in ("dev", "test")]
     wanted += [(settings.suite, split, entry.columns, entry.header) for entry in settings.tasks.values()
                for split in (entry.dev, entry.test)]

@@ -71,7 +71,7 @@ def fill(recipe: ModuleType, settings: Recipe, folder: Path, files: Files, suite
 
 
 def _fill(recipe: ModuleType, settings: Recipe, writer: "Writer", files: Files, suite: Files) -> None:
-    found, names, unlabelled = writer.found, recipes.texts(recipe, settings.prepare), hasattr(recipe, "UNLABELLED")
+    found, names, unlabelled = writer.found, recipes.texts(recipe, settings.prepare), recipes.unlabelled(recipe)
     if unlabelled:
         first = next(iter(settings.tasks.values()))
         held = {split: (recipe.TASK, first, task_rows(first, settings, suite, name, split, found))
@@ -93,7 +93,7 @@ def _fill(recipe: ModuleType, settings: Recipe, writer: "Writer", files: Files, 
         evaluation.add(split, rows, task.TEXTS, single=1 in (len(names), len(task.TEXTS)))
     train = evaluation.without(train, names)
     if unlabelled:
-        writer.write_text(train, settings.prepare.held_out, hasattr(recipe, "WORDS"))
+        writer.write_text(train, settings.prepare.held_out, getattr(recipe, "WORDS", False))
         found.settle("train")
     else:
         writer.write("train", names, train)
@@ -135,7 +135,7 @@ def train_rows(recipe: ModuleType, settings: Recipe, files: list[Path], found: F
     """Every good row of train's files as the recipe's examples, one after the other."""
     columns, prepare = recipes.columns(recipe, settings.prepare), settings.prepare
     rules = contract.rules(columns, recipes.texts(recipe, prepare), prepare, recipes.labels(recipe, prepare),
-                           settings.contract, documents=hasattr(recipe, "UNLABELLED"))
+                           settings.contract, documents=recipes.unlabelled(recipe))
     for row in contract.rows(files, "train", columns, prepare.header, rules, found):
         yield from recipes.examples(recipe, row, prepare)
 

@@ -30,11 +30,16 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"steps.recipes.{name}")
 
 
+def unlabelled(recipe: ModuleType) -> bool:
+    """Whether train is plain text."""
+    return getattr(recipe, "UNLABELLED", False)
+
+
 def texts(recipe: ModuleType, prepare) -> tuple[str, ...]:
     """The text columns of train, in the order the loss expects."""
     if hasattr(recipe, "texts"):
         return recipe.texts(prepare)
-    return ("text",) if getattr(recipe, "UNLABELLED", False) else recipe.TASK.TEXTS
+    return ("text",) if unlabelled(recipe) else recipe.TASK.TEXTS
 
 
 def columns(recipe: ModuleType, prepare):
@@ -52,7 +57,7 @@ def examples(recipe: ModuleType, row: Mapping, prepare) -> Iterable[dict]:
     """A row of train's text that keeps the rules -> rows {column: value}."""
     if hasattr(recipe, "examples"):
         return recipe.examples(row, prepare)
-    if getattr(recipe, "UNLABELLED", False):
+    if unlabelled(recipe):
         return sentences.examples(row, prepare)
     return [recipe.TASK.example(row, prepare)]
 
@@ -60,4 +65,4 @@ def examples(recipe: ModuleType, row: Mapping, prepare) -> Iterable[dict]:
 def further_tasks(recipe: ModuleType, settings) -> dict:
     """The tasks a model is scored on besides the recipe's own dev and test; plain text has the first for those."""
     entries = list(settings.tasks.items())
-    return dict(entries[1:] if getattr(recipe, "UNLABELLED", False) else entries)
+    return dict(entries[1:] if unlabelled(recipe) else entries)
