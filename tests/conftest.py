@@ -216,7 +216,8 @@ def finished(tmp_path_factory, tiny_model, environment) -> Project:
     """A project in which `evergreen run sts` has run once; tests leave it as it was."""
     project = make_project(tmp_path_factory.mktemp("finished") / "project", tiny_model, environment)
     project.git("remote", "add", "origin", f"https://user:{CANARY}@example.org/evergreen.git")
-    project.ran = project.evergreen("run", "sts", **dict.fromkeys(SECRETS, CANARY))
+    project.ran = project.evergreen("run", "sts", PREFECT_RESULTS_PERSIST_BY_DEFAULT="true",
+                                    **dict.fromkeys(SECRETS, CANARY))
     return project
 
 

@@ -129,6 +129,7 @@ def test_secrets_of_the_environment_stand_nowhere(finished):
 
 
 def test_prefect_keeps_no_result_that_could_be_a_pickle(finished):
+    """Although the setting said that it should keep them."""
     home = finished / ".evergreen/prefect"
     assert [path for path in (home / "storage").rglob("*") if path.is_file()] == []
     with sqlite3.connect(f"file:{home / 'prefect.db'}?mode=ro", uri=True) as database:
