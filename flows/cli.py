@@ -32,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="names from params.yaml, or: all")
     sub.add_argument("--seeds", type=int, default=1, metavar="N",
                      help="train from N seeds, the first of them params.yaml's, and show mean and spread (1)")
+    sub = add("check", check, "look through the data of a recipe and say what would stop a run")
+    sub.add_argument("recipe", metavar="RECIPE")
     sub = add("register", register, "register what `dvc repro` made of a recipe")
     sub.add_argument("recipe", metavar="RECIPE")
     sub = add("predict", predict, "print the similarity of two texts, or the class of each")
@@ -84,6 +86,15 @@ def run(options: argparse.Namespace) -> int:
     with report.only_one(HOME / "run.lock"):
         report.clean_up(PREFECT["PREFECT_HOME"])
         return report.run(recipes, options.seeds)
+
+
+def check(options: argparse.Namespace) -> int:
+    command.quiet(offline=False)
+    from flows import check
+
+    found, folder = check.check(options.recipe)
+    print((folder / "report.txt").read_text(encoding="utf-8"), end="")
+    return 2 if found.stops else 0
 
 
 def register(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from steps.schema import InputError
 _slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def run_stage(name: str) -> str | State:
     """Brings one stage up to date and says whether it ran, was restored or had nothing to do."""
     logger = get_run_logger()
@@ -32,7 +32,7 @@ def run_stage(name: str) -> str | State:
     return outcome
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def register_model(recipe: str) -> dict:
     """Registers what the recipe's stages left; the same version when nothing changed."""
     version = register.register(recipe)
@@ -40,7 +40,7 @@ def register_model(recipe: str) -> dict:
     return {"version": version.number, "run_id": version.run_id, "created": version.created}
 
 
-@flow(name="retrain")
+@flow(name="retrain", persist_result=False)      # stored results are pickles
 def retrain(recipes: list[str]) -> dict | State:
     """Every recipe's stages, siblings side by side, and its registration. Fails with the first failure named."""
     try:

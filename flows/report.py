@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flows import graph, seeds
+from flows import graph, preflight, seeds
 from steps import params, provenance, register, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError
@@ -52,11 +52,13 @@ def run(names: list[str], count: int = 1) -> int:
     if "+changes" in (commit := provenance.git_commit()):
         print("note: tracked files differ from the last commit; versions will say "
               f"{commit[:7]}+changes", flush=True)
-    stages = [s.name for s in graph.plan(params.load().targets(names))]
+    project = params.load()
+    stages = [s.name for s in graph.plan(project.targets(names))]
     if not graph.stale(stages) and all(register.registered(n) for n in names):
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
+        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
         versions, code = flow(names)
     for name, version in versions.items():
         print("\n" + table(name, version))

@@ -58,6 +58,10 @@ def download(name: str, entry: LocalModel | Source, what: str, folder: Path) -> 
             _fetch(name, entry, what, files)
         else:
             _copy(name, entry, files)
+            for file, expected in entry.sha256.items() if isinstance(entry, LocalDataset) else ():
+                if (has := sha256(files / file)) != expected:
+                    raise InputError(f"{name}: {file} has sha256 {has}, not {expected}; it was cut or changed: get it "
+                                     "anew, or correct sha256 in params.yaml")
         if targets is not None:
             files = _name_by_split(targets, files, partial / "splits")
         hashes = {p.relative_to(files).as_posix(): sha256(p) for p in sorted(files.rglob("*")) if p.is_file()}
@@ -84,6 +88,9 @@ def _copy(name: str, entry: LocalModel, files: Path) -> None:
         wanted = [source / file for file in entry.split_files()]
         if missing := [path for path in wanted if not path.is_file()]:
             raise InputError(f"{name}: {missing[0]} does not exist; correct splits in params.yaml")
+        if outside := [p for p in wanted if not p.resolve().is_relative_to(source.resolve())]:
+            raise InputError(f"{name}: {outside[0]} links to {outside[0].resolve()}, outside {source}; put the file "
+                             "itself there")
     else:
         found = sorted(source.rglob("*"))
         # DVC does not look into a linked folder, so a change there would go unnoticed.

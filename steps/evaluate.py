@@ -1,7 +1,7 @@
 """A model, what it is measured against and the frozen test splits -> metrics with intervals and every prediction.
 
 python -m steps.evaluate RECIPE DATA MODEL FOLDER
-python -m steps.evaluate RECIPE DATA MODEL FOLDER --reference       the model alone, trained by whomever
+python -m steps.evaluate --reference NAME FOLDER        one of `references` on its recipe's data, alone
 """
 
 import csv
@@ -21,10 +21,16 @@ SMALLEST_SLICE = 10     # rows; of fewer nothing can be said
 
 
 def main(arguments: Sequence[str]) -> None:
-    recipe, data, model, folder, *reference = arguments
     provenance.check_environment()
     project = params.load()
-    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone=bool(reference))
+    alone = arguments[0] == "--reference"
+    if alone:
+        _, name, folder = arguments
+        recipe, model = project.references[name].recipe, project.references[name].model
+        data = f"data/prepared/{recipe}"
+    else:
+        recipe, data, model, folder = arguments
+    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone)
 
 
 def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, model: Path, folder: Path,

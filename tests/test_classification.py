@@ -28,7 +28,7 @@ WORDS = {"calm": ["filter", "dust", "clean", "wash"], "cross": ["noise", "loud",
 def texts(counts: dict[str, int], seed: int) -> list[list[str]]:
     """So many texts of each label, of words that no other label has, in random order."""
     draw = random.Random(seed)
-    rows = [[" ".join(draw.choices(WORDS[label], k=3)), label] for label, count in counts.items()
+    rows = [[" ".join(draw.choices(WORDS[label], k=8)), label] for label, count in counts.items()
             for _ in range(count)]
     draw.shuffle(rows)
     return rows

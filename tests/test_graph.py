@@ -55,6 +55,7 @@ def test_nothing_is_stale_after_a_run(finished):
 @pytest.mark.parametrize("key, value, expected", [
     ("seed", 7, ["train@sts", "evaluate@sts"]),
     ("threads", 2, ["train@sts", "evaluate@sts"]),
+    ("recipes.sts.contract.bad_rows", 0.02, ["prepare@sts"]),
     ("recipes.sts.prepare.max_length", 64, ["prepare@sts", "train@sts", "evaluate@sts"]),
     ("recipes.sts.tasks", {"more": {"task": "sts", "test": "dev"}}, ["prepare@sts", "evaluate@sts"]),
     (RATE, 0.002, ["train@sts"]),
@@ -73,6 +74,8 @@ def test_a_parameter_makes_those_stages_stale_that_read_it(copy, key, value, exp
     ("steps/recipes/sts.py", ["prepare@sts", "train@sts", "evaluate@sts"]),
     ("steps/tasks/sts.py", ["prepare@sts", "train@sts", "evaluate@sts"]),
     ("steps/splitting.py", ["prepare@sts"]),
+    ("steps/contract.py", ["prepare@sts"]),
+    ("steps/decontamination.py", ["prepare@sts"]),
     ("steps/train.py", ["train@sts"]),
     ("steps/training.py", ["train@sts"]),
     ("steps/embedding.py", ["train@sts", "evaluate@sts"]),
