@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from steps.command import no_space
 from steps.provenance import sha256
 
 MANIFEST = "manifest.json"
@@ -132,14 +133,3 @@ def synced(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def no_space(error: BaseException | None) -> bool:
-    """Whether a full disk is behind the error, which libraries wrap in errors of their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "no space left" in str(error).lower() or "disk is full" in str(error).lower():
-            return True
-        error = error.__cause__ or error.__context__
-    return False
