@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from steps.command import no_space
-from steps.provenance import sha256
+from steps.provenance import digest, sha256
 
 MANIFEST = "manifest.json"
 KEPT = 2            # the older one is there for when the newer is damaged
@@ -47,8 +47,8 @@ class Checkpoints:
             for name in files:
                 synced(folder / name)
             partial = folder / f"{MANIFEST}.partial"
-            partial.write_text(json.dumps({"fingerprint": self.fingerprint, "files": files}, indent=1) + "\n",
-                               encoding="utf-8")
+            content = {"fingerprint": self.fingerprint, "files": files}
+            partial.write_text(json.dumps({**content, "sha256": digest(content)}, indent=1) + "\n", encoding="utf-8")
             synced(partial)
             partial.rename(folder / MANIFEST)
             synced(folder)
@@ -91,7 +91,11 @@ def say(text: str) -> None:
 
 
 def manifest(folder: Path) -> dict:
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    """{fingerprint, files: {name: sha256}}. Raises ValueError where it is not what was written."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if content.pop("sha256", None) != digest(content):
+        raise ValueError(folder)
+    return content
 
 
 def committed(folder: Path) -> list[Path]:
@@ -104,12 +108,12 @@ def damage(folder: Path) -> str | None:
         files = manifest(folder)["files"]
     except FileNotFoundError:
         return "it was not completed"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, AttributeError):
         return f"{MANIFEST} is damaged"
-    for name, digest in files.items():
+    for name, content in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256(folder / name) != digest:
+        if sha256(folder / name) != content:
             return f"{name} is damaged"
     return None
 
