@@ -62,6 +62,7 @@ class Results:
                 self.rows[mark.args[0]][report.outcome] += 1
             if item.get_closest_marker("guard"):
                 self.guards.append((item.name, report.outcome))
+            PAGE.write_text(self.page(), encoding="utf-8")
 
     def page(self) -> str:
         lines = ["# What can go wrong, and what then happens", "",
@@ -81,7 +82,6 @@ class Results:
 def main() -> int:
     results = Results()
     code = pytest.main(["-m", "fault or guard", "--durations=0", *sys.argv[1:]], plugins=[results])
-    PAGE.write_text(results.page(), encoding="utf-8")
     print(f"written to {PAGE}")
     return int(code)
 

@@ -282,17 +282,3 @@ def test_a_full_database_is_named():
         database.execute("insert into t values (?)", ("x" * 100_000,))
     assert command.no_space(full.value)
     assert not command.no_space(sqlite3.OperationalError("database is locked"))
-
-
-@pytest.mark.fault(21)
-def test_eight_at_once_find_one_whole_store(tmp_path, environment):
-    (tmp_path / "params.yaml").write_text("")
-    code = "from steps import tracking; print(tracking.experiment(tracking.client(), 'sts'))"
-    started = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                                stderr=subprocess.PIPE,
-                                env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent)}) for _ in range(4)]
-    answers = [process.communicate(timeout=240) for process in started]
-    assert [process.returncode for process in started] == [0] * 4, answers
-    assert len({out for out, _ in answers}) == 1
-
-
