@@ -194,7 +194,9 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = 
     errors = [s.removeprefix("error: ") for s in said if s.startswith("error: ")]
     if errors and re.search(r"exited with 2$", "\n".join(said), re.MULTILINE):
         raise InputError("\n".join(errors))
-    if re.search(r"exited with (-9|137)$", "\n".join(said), re.MULTILINE):
+    if process.returncode == -signal.SIGKILL or re.search(r"exited with (-9|137)$", "\n".join(said), re.MULTILINE):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
         raise StageKilled(f"{name} was killed by something outside, as happens where memory is short")
     raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
 

@@ -1,6 +1,7 @@
 """The library's trainer -> one that can end at any moment and continue to the same bits, and that trains on nothing
 that is not finite."""
 
+import gc
 import itertools
 import json
 import math
@@ -151,3 +152,10 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory, or the machine's, was too small."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def free_memory() -> None:
+    """Gives back what a trainer held, which refers to itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

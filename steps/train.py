@@ -80,7 +80,8 @@ def fit(build: Callable):
         except Exception as error:
             if parts > 1 or not resuming.out_of_memory(error):
                 raise
-        del trainer     # with the error gone too, its memory is free
+        del trainer
+        resuming.free_memory()
         parts = 2
         checkpoint.say("out of memory: once more from the last checkpoint, with each batch computed in two parts; the "
                        "model will say so, for its bits are not those of one whose batches fit")
@@ -96,7 +97,8 @@ def fingerprint(settings: Recipe, project: params.Project, data: Path, base_mode
     return {
         **{key: str(value) for key, value in params.flatten(values).items()}, **hardware,
         **{path.name: sha256(path) for path in sorted(data.glob("*.arrow")) if path.name != "test.arrow"},
-        **{f"base_model/{path.name}": sha256(path) for path in sorted(base_model.iterdir()) if path.is_file()},
+        **{f"base_model/{path.relative_to(base_model).as_posix()}": sha256(path)
+           for path in sorted(base_model.rglob("*")) if path.is_file()},
         **{f"steps/{path.relative_to(home).as_posix()}": sha256(path) for path in sorted(code)
            if path.is_relative_to(home)},
         "environment": provenance.environment(),

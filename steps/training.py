@@ -205,8 +205,12 @@ def whole(folder: Path, beside: Mapping[str, str]) -> Iterator[Path]:
     """A folder to write a model into, which then takes the place of `folder` with the texts `beside` the model."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    for name, text in beside.items():
-        (partial / name).write_text(text, encoding="utf-8")
+    try:
+        yield partial
+        for name, text in beside.items():
+            (partial / name).write_text(text, encoding="utf-8")
+    except BaseException:       # a full disk gets back what was written
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
