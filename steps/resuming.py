@@ -43,9 +43,10 @@ class Resumable:
                                  load_file(checkpoint / BEST) if (checkpoint / BEST).exists() else None)
             self.args.eval_on_start = False
         with self.listening():
-            if not self.history.exhausted():
+            if self.history.exhausted():
+                self.model.load_state_dict(self.history.best)
+            else:
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.model.load_state_dict(self.history.best)
 
     # What the library saves and loads
 

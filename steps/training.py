@@ -75,6 +75,10 @@ class History(TrainerCallback):
         self.place = (self.place[0] + 1, 0)
         self.save_if_due(control)
 
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.best is not None:
+            model.load_state_dict(self.best)
+
     def save_if_due(self, control) -> None:
         if self.trainer and self.trainer.checkpoints and (self.trainer.asked or self.trainer.checkpoints.due()):
             control.should_save = True
