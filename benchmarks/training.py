@@ -76,15 +76,13 @@ class Run:
 
     def ours(self, seed: int):
         """The product's trainer; evaluation and checkpoints are off on every side, so that only training is timed."""
-        from transformers import EarlyStoppingCallback
         from transformers.trainer_utils import IntervalStrategy
 
         with tempfile.TemporaryDirectory() as scratch:
             trainer, _ = self.kind.build_trainer(self.recipe, self.settings, seed, self.data, self.base_model,
                                                  Path(scratch), lambda metrics, step: None)
-            trainer.remove_callback(EarlyStoppingCallback)
-            trainer.args.eval_strategy = trainer.args.save_strategy = IntervalStrategy.NO
-            trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
+            trainer.args.eval_strategy = IntervalStrategy.NO
+            trainer.args.eval_on_start = False
             trainer.args.max_steps = self.steps
             return timed(trainer), trainer.model
 

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     from flows import report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with report.only_one(HOME / "run.lock"):
+    with command.only_one(HOME / "run", "this folder"):
         report.clean_up(PREFECT["PREFECT_HOME"])
         return report.run(recipes, options.seeds)
 

@@ -1,31 +1,12 @@
 """A run from the terminal: what is to do, the flow, and the table at the end."""
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 from flows import graph, preflight, seeds
 from steps import params, provenance, register, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError
-
-
-@contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """One run in a workspace at a time; the lock goes with its process, however that ends."""
-    from filelock import FileLock, Timeout
-
-    lock.parent.mkdir(exist_ok=True)
-    holder = lock.with_suffix(".pid")
-    try:
-        with FileLock(lock, timeout=0):
-            holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
-            yield
-    except Timeout:
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "that has just begun"
-        raise InputError(f"another run (process {who}) works in this folder; wait for it or stop it") from None
 
 
 def clean_up(prefect_home: str) -> None:
@@ -76,7 +57,10 @@ def register_finished(name: str) -> None:
     """Registers what the stages left, if they left what the parameters, code and data of now ask for."""
     project = params.load()
     project.recipe(name)
-    if old := graph.stale([s.name for s in graph.plan(project.targets([name]))]):
+    stages = [s.name for s in graph.plan(project.targets([name]))]
+    for line in graph.discard_damaged([s for s in stages if s.startswith(("train@", "evaluate@"))]):
+        print(line, flush=True)
+    if old := graph.stale(stages):
         raise InputError(f"{', '.join(old)} would have to run again: what lies here is not what params.yaml, the code "
                          f"and the data now make; first: dvc repro evaluate@{name}")
     print(table(name, register.register(name)))

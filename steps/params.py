@@ -27,6 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Project(Strict):
     seed: Annotated[int, Field(ge=0)]
     threads: Positive
+    checkpoint_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     datasets: Datasets
     base_models: BaseModels
     published: Published = Field(default_factory=Published)

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command, params, recipes
+from steps import command, params, provenance, recipes
 from steps.contract import Findings
 from steps.schema import Contract
 
@@ -238,3 +238,65 @@ def evergreen(inside, capsys) -> Callable[..., SimpleNamespace]:
         said = capsys.readouterr()
         return SimpleNamespace(code=code, out=said.out, err=said.err)
     return run
+
+
+# Every recipe on a few rows, without the graph
+
+SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
+           "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}
+
+
+def changed(recipe, **train):
+    """The recipe with other settings of its training."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+
+
+@pytest.fixture(scope="session")
+def shipped() -> dict:
+    """The entries of params.yaml as they are."""
+    return params.load(ROOT / "params.yaml").recipes
+
+
+@pytest.fixture
+def small(shipped, tmp_path, tiny_model, monkeypatch):
+    """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
+    for lock in provenance.LOCKS:
+        shutil.copy(ROOT / lock, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+
+    def make(name: str, **train):
+        raw = tmp_path / "raw"
+        raw.mkdir()
+        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
+        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            (raw / path.name).write_text("".join(lines[:25]), encoding="utf-8")
+        if name in ("tsdae", "mlm"):
+            for split in ("dev", "test"):
+                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
+        if name == "multilingual":
+            taught(raw, 32)
+        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
+        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
+                                           if k in type(shipped[name].train).model_fields})
+        return recipe.model_copy(update={
+            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
+            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
+    return make
+
+
+def taught(raw: Path, dimensions: int) -> None:
+    """Turns parallel CSV files into a teacher's data set, with random vectors of that many dimensions."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = np.random.default_rng(0)
+    for split in ("train", "dev", "test"):
+        with open(raw / f"{split}.csv", encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        vectors = draw.normal(size=(len(rows), dimensions)).astype(np.float32).tolist()
+        table = pa.Table.from_pylist([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)])
+        pq.write_table(table, raw / f"{split}.parquet")
+        (raw / f"{split}.csv").unlink()

@@ -83,6 +83,7 @@ def test_a_hub_data_set_keeps_what_its_splits_name_and_no_more(place, hub):
     assert hub.asked("GET", "de/0.json.gz") == []
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
 def test_a_hub_that_is_busy_twice_is_asked_again(place, hub, method):
     hub.faults[method, "config.json"] = [503, 503]
@@ -91,6 +92,7 @@ def test_a_hub_that_is_busy_twice_is_asked_again(place, hub, method):
     assert len(hub.asked(method, "config.json")) == 3
 
 
+@pytest.mark.fault(27)
 def test_a_body_cut_more_often_than_the_hubs_client_bears_still_arrives(place, hub):
     hub.faults["GET", "model.safetensors"] = ["cut"] * 7    # the client tries six times, then we do again
     place.declare("base_models", "remote", HUB)
@@ -108,6 +110,7 @@ def test_after_a_cut_the_hub_is_asked_for_the_rest(place, hub):
     assert hub.asked("GET", "big.safetensors")[1].startswith("bytes=10485760-")
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_wrong_bytes_from_the_hub_are_refused_and_kept_nowhere(place, hub, file):
     wrong = hub.instead[file] = MODEL[file][::-1]
@@ -144,6 +147,7 @@ def test_what_the_hub_does_not_have_is_named_and_not_asked_for_again(place, hub,
     assert len(hub.requests) <= 1
 
 
+@pytest.mark.fault(27)
 def test_without_a_network_the_error_names_the_model_and_the_three_ways_to_provide_it(tmp_path, environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -163,6 +167,7 @@ def test_without_a_network_the_error_names_the_model_and_the_three_ways_to_provi
         "in place of the entry that it has there now")
 
 
+@pytest.mark.fault(27)
 def test_a_killed_download_leaves_no_folder_and_the_next_one_clears_up(place, hub):
     hub.faults["GET", "model.safetensors"] = ["hang"]
     place.declare("base_models", "remote", HUB)
@@ -204,6 +209,7 @@ def test_a_url_that_is_busy_twice_is_asked_again(place, hub, big):
     assert len(hub.requests) == 3
 
 
+@pytest.mark.fault(27)
 def test_after_a_cut_only_the_rest_is_asked_for(place, hub, big):
     hub.faults["GET", "the weights.bin"] = ["cut"]
     assert place.gets() == {"the weights.bin": big}
@@ -235,6 +241,7 @@ def test_a_part_that_is_whole_is_used_and_a_wrong_one_replaced(place, hub, big, 
     assert hub.asked("GET", "the weights.bin") == ranges
 
 
+@pytest.mark.fault(27)
 def test_wrong_bytes_from_a_url_are_refused_and_kept_nowhere(place, hub, big):
     wrong = hub.instead["the weights.bin"] = big[::-1]
     assert f"the weights.bin has sha256 {sha256(wrong)}, not {sha256(big)}" in place.refuses()

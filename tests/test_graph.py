@@ -78,6 +78,8 @@ def test_a_parameter_makes_those_stages_stale_that_read_it(copy, key, value, exp
     ("steps/decontamination.py", ["prepare@sts"]),
     ("steps/train.py", ["train@sts"]),
     ("steps/training.py", ["train@sts"]),
+    ("steps/resuming.py", ["train@sts"]),
+    ("steps/checkpoint.py", ["train@sts"]),
     ("steps/embedding.py", ["train@sts", "evaluate@sts"]),
     ("steps/classification.py", []),
     ("steps/evaluate.py", ["evaluate@sts"]),

@@ -82,6 +82,15 @@ def examples(row: Mapping[str, str], prepare: Prepare) -> Iterable[dict]:
     return [{**found, "label": schema.label(row[prepare.pair_columns.label], LABELS)}]
 
 
+def in_parts(train: Train, parts: int) -> Train | None:
+    """The same loss with so much less in memory, where rows of a batch cannot be cut apart: each is a negative of the
+    others."""
+    if not train.no_duplicates:
+        return None
+    at_once = train.mini_batch_size if train.loss == "cached" else train.batch_size
+    return train.model_copy(update={"loss": "cached", "mini_batch_size": max(1, at_once // parts)})
+
+
 def loss(model, train: Train, rows):
     from sentence_transformers.sentence_transformer import losses
 
