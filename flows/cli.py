@@ -44,6 +44,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path, metavar="OUTPUT", help="a .parquet or .npy file")
     sub.add_argument("--column", default="text", help="the column of a CSV file that holds the texts (text)")
     sub.add_argument("--batch-size", type=int, default=64, help="texts computed at once (64)")
+    sub = add("rollback", rollback, "put the previous champion back, or another version")
+    sub.add_argument("recipe", metavar="RECIPE")
+    sub.add_argument("--to", type=int, metavar="VERSION", help="the version to put in charge (the champion before)")
+    sub.add_argument("--why", default="", metavar="TEXT", help="the reason, kept in the history")
+    sub = add("history", history, "show who put which version in charge, when and why")
+    sub.add_argument("recipe", metavar="RECIPE")
+    sub.add_argument("--at", metavar="TIME", help="as it was then, such as 2026-11-01T00:00Z")
+    sub = add("delete", delete, "delete a version that holds no alias")
+    sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
     sub.add_argument("name", metavar="NAME", help="the source's name in params.yaml")
     sub = add("ui", ui, "open the MLflow page on the project's store")
@@ -79,7 +88,10 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
 
     from flows import report
+    from steps import history
 
+    for recipe in recipes:
+        warn(history.notice(recipe))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with report.only_one(HOME / "run.lock"):
         report.clean_up()
@@ -89,24 +101,68 @@ def run(options: argparse.Namespace) -> int:
 def register(options: argparse.Namespace) -> None:
     command.quiet()
     from flows import report
+    from steps import history
 
+    warn(history.notice(options.recipe))
     report.register_finished(options.recipe)
 
 
 def predict(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import predict
+    from steps import history, predict
 
+    warn(history.notice(options.model.partition("@")[0]))
     print("\n".join(predict.predict(options.model, options.texts)))
 
 
 def embed(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import embed
+    from steps import embed, history
 
+    warn(history.notice(options.model.partition("@")[0]))
     version, rows, dimension = embed.embed_file(options.model, options.input, options.output, options.column,
                                                 options.batch_size)
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
+
+
+def rollback(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import history, journal, tracking
+
+    warn(history.notice(options.recipe))
+    event = history.rollback(tracking.client(), options.recipe, options.to, options.why)
+    before, after = (journal.name(event.recipe, n) for n in (event.before, event.after))
+    print(f"{after} is in charge, in place of {before}; its files were verified (entry {event.number})")
+
+
+def history(options: argparse.Namespace) -> int:
+    command.quiet()
+    from steps import history, journal, registry, tracking
+
+    found = tracking.client()
+    at = history.parse_time(options.at) if options.at else None
+    registry.numbers(found, options.recipe)
+    event = history.reconcile(found, options.recipe)
+    warn(history.warnings(found, event) if event else [])
+    log = journal.read(found, options.recipe)
+    print("\n".join(journal.table(options.recipe, log, at)))
+    for problem in log.problems:
+        print(f"error: the history is not as it was written: {problem}", file=sys.stderr)
+    return 1 if log.problems else 0
+
+
+def delete(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import registry, tracking
+
+    recipe, number = registry.pick(found := tracking.client(), options.version)
+    registry.delete(found, recipe, number)
+    print(f"{recipe}@{number} is deleted")
+
+
+def warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def pin(options: argparse.Namespace) -> None:

@@ -59,6 +59,7 @@ def register(recipe: str) -> Version:
         lineage = json.loads((at["model"] / "lineage.json").read_text(encoding="utf-8"))
         weights = provenance.sha256(at["model"] / "model.safetensors")
         base = lineage["base_model"]
+        tracking.close_lost_runs(found, recipe)
         run_id = run_of(recipe, Path(), project)
         metric = recipes.get(recipe).METRIC
         tags = {
