@@ -61,9 +61,8 @@ def append(found, recipe: str, version: int | None, before: int | None, after: i
     """An open entry after the newest. Call it under the lock of history.deciding."""
     if len(why) > LONGEST:
         raise InputError(f"the reason has {len(why)} characters; at most {LONGEST} are kept")
-    last = read(found, recipe).events[-1:]
-    event = Event(recipe, last[0].number + 1 if last else 1, datetime.now(UTC), who, version, before, after, verdict,
-                  why, last[0].sha256 if last else "none")
+    newest = max([(0, "none"), _head(found, recipe), *((e.number, e.sha256) for e in read(found, recipe).events)])
+    event = Event(recipe, newest[0] + 1, datetime.now(UTC), who, version, before, after, verdict, why, newest[1])
     event = replace(event, sha256=provenance.digest(event.tags()))
     label = f"{event.number}: {verdict} {name(recipe, version)}"
     tags = {**event.tags(), "sha256": event.sha256}
@@ -81,7 +80,8 @@ def close(found, event: Event, done: bool = True) -> Event:
 def remember(found, recipe: str, newest: Event, champion: int | None) -> None:
     """Writes the registered model's tags by which a lost end of the log and a moved alias are noticed."""
     known = registry.model(found, recipe)[1]
-    tags = {HEAD: f"{newest.number} {newest.sha256}"}
+    head = max(_head(found, recipe), (newest.number, newest.sha256))
+    tags = {HEAD: f"{head[0]} {head[1]}"}
     if champion is not None or registry.IN_CHARGE in known:
         tags[registry.IN_CHARGE] = text(champion)
     registry.tag_model(found, recipe, {key: value for key, value in tags.items() if known.get(key) != value})
@@ -102,10 +102,16 @@ def read(found, recipe: str) -> Log:
             events[event.sha256] = event
     ordered = sorted(events.values(), key=lambda e: (e.number, e.at))
     problems += _breaks(ordered)
-    head = registry.model(found, recipe)[1].get(HEAD)
-    if head and head.partition(" ")[2] not in events:
-        problems.append(f"entry {head.partition(' ')[0]}, once the newest, is missing")
+    head, sha256 = _head(found, recipe)
+    if head and sha256 not in events:
+        problems.append(f"entry {head}, once the newest, is missing")
     return Log(ordered, problems)
+
+
+def _head(found, recipe: str) -> tuple[int, str]:
+    """Number and sha256 of the newest entry as the registered model has it; the next one follows it, gone or not."""
+    head, _, sha256 = registry.model(found, recipe)[1].get(HEAD, "0 none").partition(" ")
+    return int(head), sha256
 
 
 def _breaks(ordered: list[Event]) -> list[str]:
