@@ -53,14 +53,18 @@ def result(body: Callable):
     return value
 
 
-def traced(body: Callable, kill_at: int = 0, everywhere: bool = True) -> int:
-    """Runs body() and counts its steps: calls, and the lines of our own files. At step `kill_at` it is killed."""
-    count = 0
+def traced(body: Callable, kill_at: int = 0, everywhere: bool = True, since: str = "") -> int:
+    """Runs body() and counts its steps: calls, and the lines of our own files. At step `kill_at` it is killed.
+
+    They count from the first call of our function `since` on; not `everywhere`, those of MLflow's stores and ours do.
+    """
+    count, begun = 0, not since
 
     def step(frame, event, _):
-        nonlocal count
+        nonlocal count, begun
         ours = frame.f_code.co_filename.startswith(OURS)
-        if everywhere or ours or "/mlflow/store/" in frame.f_code.co_filename:
+        begun = begun or (ours and frame.f_code.co_name == since)
+        if begun and (everywhere or ours or "/mlflow/store/" in frame.f_code.co_filename):
             count += 1
             if count == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -84,9 +88,9 @@ def killed_promotions(kills: int, seed: int) -> list[dict]:
         shelf.add(found, 2)
         history.move(found, "sts", 1, "", "promote")
 
-    def promote(to: int, kill_at: int = 0) -> int:
+    def promote(to: int, since: str, kill_at: int = 0) -> int:
         found = tracking.client()
-        return traced(lambda: history.move(found, "sts", to, "", "promote"), kill_at)
+        return traced(lambda: history.move(found, "sts", to, "", "promote"), kill_at, since=since)
 
     def look() -> dict:
         now = alias()
@@ -97,14 +101,14 @@ def killed_promotions(kills: int, seed: int) -> list[dict]:
         return {"now": now, "loads": loads, "noticed": noticed is not None, "problems": log.problems,
                 "open": sum(e.state == "open" for e in log.events), "says": log.champion(), "entries": len(log.events)}
     result(start)
-    draw, found = random.Random(seed), []
-    steps = result(lambda: promote(2))
-    for _ in range(kills):
-        before = result(alias)
-        to = 3 - before
-        kill_at = draw.randrange(1, steps)
-        code, _ = ended(forked(lambda to=to, kill_at=kill_at: promote(to, kill_at)))
+    draw, found, before = random.Random(seed), [], 1
+    steps = {since: result(lambda since=since, to=to: promote(to, since)) for since, to in (("", 2), ("append", 1))}
+    for turn in range(kills):
+        to, since = 3 - before, ("", "append", "append")[turn % 3]      # where something is written, twice as often
+        kill_at = draw.randrange(1, steps[since])
+        code, _ = ended(forked(lambda to=to, since=since, kill_at=kill_at: promote(to, since, kill_at)))
         found.append({"before": before, "to": to, "code": code, **result(look)})
+        before = found[-1]["now"]
     return found
 
 
@@ -161,17 +165,22 @@ def races(count: int, seed: int) -> list[dict]:
             else:
                 history.note(found, "sts", number, "reject", f"{score[number]}")
 
-    def look() -> dict:
-        log = journal.read(tracking.client(), "sts")
-        return {"champion": alias(), "problems": log.problems, "decided": [e.version for e in log.events]}
-    draw, found, best, best_score = random.Random(seed), [], None, 0.0
+    def look_and_add(scores: list[float]) -> dict:
+        found = tracking.client()
+        log = journal.read(found, "sts")
+        return {"champion": registry.model(found, "sts")[0].get("champion"), "problems": log.problems,
+                "decided": [e.version for e in log.events],
+                "pair": [shelf.put(found, str(s).encode(), score=str(s)) for s in scores]}
+    draw, turns, best = random.Random(seed), [], (0.0, 0)
     for _ in range(count):
         scores = [draw.random(), draw.random()]
-        pair = [result(lambda s=s: shelf.put(tracking.client(), str(s).encode(), score=str(s))) for s in scores]
+        looked = result(lambda s=scores: look_and_add(s))       # at what the turn before came to
+        turns = [*turns[:-1], {**looked, **turns[-1]}] if turns else turns
+        pair = looked["pair"]
         codes = [ended(p)[0] for p in [forked(lambda n=n: decide(n)) for n in pair]]
-        best_score, best = max((best_score, best or 0), *zip(scores, pair, strict=True))
-        found.append({"pair": pair, "best": best, "codes": codes, **result(look)})
-    return found
+        best = max(best, *zip(scores, pair, strict=True))
+        turns.append({"pair": pair, "best": best[1], "codes": codes})
+    return [*turns[:-1], {**result(lambda: look_and_add([])), **turns[-1]}]
 
 
 def writers(count: int, each: int) -> dict:
