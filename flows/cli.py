@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     sub = add("history", history, "show who put which version in charge, when and why")
     sub.add_argument("recipe", metavar="RECIPE")
     sub.add_argument("--at", metavar="TIME", help="as it was then, such as 2026-11-01T00:00Z")
+    sub = add("explain", explain, "show what a version was made of, by whom it was put in charge and on what evidence")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
     sub = add("delete", delete, "delete a version that holds no alias")
     sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
@@ -149,6 +151,14 @@ def history(options: argparse.Namespace) -> int:
     for problem in log.problems:
         print(f"error: the history is not as it was written: {problem}", file=sys.stderr)
     return 1 if log.problems else 0
+
+
+def explain(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import explain, history
+
+    warn(history.notice(options.model.partition("@")[0]))
+    print("\n".join(explain.explain(options.model)))
 
 
 def delete(options: argparse.Namespace) -> None:

@@ -49,7 +49,10 @@ def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = 
         registry.verified(found, recipe, to)
         event = journal.append(found, recipe, to, before, to, verdict, why, who or me())
         registry.set_alias(found, recipe, to, registry.CHAMPION)
-        return journal.close(found, event)
+        event = journal.close(found, event)
+        registry.say(found, recipe, to, f"- put in charge {event.at:%Y-%m-%d %H:%M:%SZ} by {event.who}: {verdict}, "
+                                        f"{why or 'no reason given'} (entry {event.number} of the history)")
+        return event
 
 
 def note(found, recipe: str, version: int, verdict: str, why: str, who: str | None = None) -> Event:

@@ -76,16 +76,28 @@ def champion(found, recipe: str) -> tuple[Version, Mapping[str, str]] | None:
     return read_version(found, recipe, number), version.tags
 
 
-def numbers(found, recipe: str) -> list[int]:
-    """The versions that are there, in their order. Raises InputError where there is none."""
+def numbers_if_any(found, recipe: str) -> list[int]:
+    """The versions that are there, in their order."""
     known, token = [], None
     while token != "":
         page = found.search_model_versions(f"name = '{recipe}'", page_token=token)
         known, token = known + [int(v.version) for v in page], page.token or ""
+    return sorted(known)
+
+
+def numbers(found, recipe: str) -> list[int]:
+    """The same. Raises InputError where there is none."""
+    known = numbers_if_any(found, recipe)
     if not known:
         others = ", ".join(m.name for m in found.search_registered_models()) or "none yet"
         raise InputError(f"no model {recipe!r} is registered; registered: {others}. Make one: evergreen run {recipe}")
-    return sorted(known)
+    return known
+
+
+def say(found, recipe: str, number: int, line: str) -> None:
+    """Adds a line to the version's model card."""
+    card = found.get_model_version(recipe, str(number)).description or ""
+    found.update_model_version(recipe, str(number), f"{card.rstrip()}\n{line}\n")
 
 
 def read_version(found, recipe: str, number: int | str, created: bool = False) -> Version:

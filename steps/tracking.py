@@ -167,6 +167,27 @@ def run_of(found, recipe: str, weights_sha256: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
+def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Parameters and tags of a run; both empty where it is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        data = found.get_run(run_id).data
+    except MlflowException:
+        return {}, {}
+    return dict(data.params), dict(data.tags)
+
+
+def kept(found, run_id: str, path: str) -> Path | None:
+    """A file that was kept with a run, here; downloaded when the store is elsewhere. None where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(found.download_artifacts(run_id, path))
+    except (MlflowException, OSError):
+        return None
+
+
 def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:
     """Adds an entry to the recipe's history in one act: a run with these tags. It is open until it is closed."""
     run = found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), dict(tags), name)
