@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path, metavar="OUTPUT", help="a .parquet or .npy file")
     sub.add_argument("--column", default="text", help="the column of a CSV file that holds the texts (text)")
     sub.add_argument("--batch-size", type=int, default=64, help="texts computed at once (64)")
+    sub.add_argument("--append", action="store_true",
+                     help="add to the vectors that OUTPUT has, which the same model must have made")
     sub = add("rollback", rollback, "put the previous champion back, or another version")
     sub.add_argument("recipe", metavar="RECIPE")
     sub.add_argument("--to", type=int, metavar="VERSION", help="the version to put in charge (the champion before)")
@@ -53,6 +55,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--at", metavar="TIME", help="as it was then, such as 2026-11-01T00:00Z")
     sub = add("explain", explain, "show what a version was made of, by whom it was put in charge and on what evidence")
     sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub = add("reproduce", reproduce, "build a version again in a scratch folder and compare the weights")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub.add_argument("--force", action="store_true", help="train anew instead of restoring from DVC's cache")
+    sub = add("compare", compare, "show two versions side by side: parameters, data, scores, examples, neighbours")
+    sub.add_argument("first", metavar="MODEL", help="such as sts@2")
+    sub.add_argument("second", metavar="MODEL", help="such as sts@3")
+    sub.add_argument("--sample", type=int, default=1000, help="texts of the test that are embedded (1000)")
+    sub.add_argument("--neighbours", type=int, default=10, help="nearest texts looked at (10)")
     sub = add("delete", delete, "delete a version that holds no alias")
     sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
@@ -123,7 +133,7 @@ def embed(options: argparse.Namespace) -> None:
 
     warn(history.notice(options.model.partition("@")[0]))
     version, rows, dimension = embed.embed_file(options.model, options.input, options.output, options.column,
-                                                options.batch_size)
+                                                options.batch_size, options.append)
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
 
 
@@ -159,6 +169,25 @@ def explain(options: argparse.Namespace) -> None:
 
     warn(history.notice(options.model.partition("@")[0]))
     print("\n".join(explain.explain(options.model)))
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    command.quiet()
+    from flows import graph, reproduce
+
+    try:
+        return reproduce.run(options.model, options.force)
+    except graph.StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def compare(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import compare, history
+
+    warn(history.notice(options.first.partition("@")[0]))
+    print("\n".join(compare.compare(options.first, options.second, options.sample, options.neighbours)))
 
 
 def delete(options: argparse.Namespace) -> None:

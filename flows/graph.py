@@ -97,22 +97,25 @@ def stale(names: list[str]) -> list[str]:
         raise InputError(f"DVC cannot tell what is stale: {error}") from None
 
 
-def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None) -> str:
+def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None, *, options: Iterable[str] = (),
+              python: str = sys.executable, **variables: str) -> str:
     """Lets DVC bring one stage up to date; its upstream must be so already. Returns ran, restored or unchanged.
 
-    In a `folder`, another copy of the project, all that the stage needs is brought up to date.
+    In a `folder`, another copy of the project, all that the stage needs is brought up to date. `options` are those of
+    `dvc repro`; another copy may need another `python` and environment `variables`.
 
     The stage is a process group of its own, and every line it prints goes to `on_line` as it comes. Raises
     InputError when the step refused its input, StageFailed when it failed or was stopped.
     """
     environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"} | variables
+    options = [*options] if folder else ["--single-item", *options]
     with _lock:
         if _stopped.is_set():
             raise StageFailed(f"{name} was not started: the run was stopped")
         process = subprocess.Popen(
-            [*COMMAND, "--wait-for-lock", "repro", *(() if folder else ("--single-item",)), name], cwd=folder,
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [python, "-c", DVC, "--wait-for-lock", "repro", *options, name], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True)
         _running.add(process)
     outcome, said = "unchanged", []
