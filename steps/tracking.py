@@ -99,12 +99,24 @@ def training_run(recipe: str, settings: Recipe, project: params.Project, summary
 
     close_lost_runs(found, recipe)
     mlflow.set_system_metrics_sampling_interval(2)
-    with mlflow.start_run(experiment_id=experiment(found, recipe), run_name=recipe, log_system_metrics=True) as run:
+    with mlflow.start_run(run_id=new_run(found, recipe, recipe, {}), log_system_metrics=True) as run:
         run_id = run.info.run_id
-        for key, value in process().items():
-            found.set_tag(run_id, key, value)
         describe(found, run_id, settings, project, summary)
         yield Run(found, run_id)
+
+
+def new_run(found, recipe: str, name: str, tags: Mapping[str, str]) -> str:
+    """Makes one run, and one alone where the store's answer was lost on the way and the request sent again."""
+    import uuid
+
+    of = experiment(found, recipe)
+    request = uuid.uuid4().hex
+    run_id = found.create_run(of, tags={**tags, **process(), "evergreen.request": request}, run_name=name).info.run_id
+    for run in found.search_runs([of], f"tags.`evergreen.request` = '{request}'"):
+        if run.info.run_id != run_id:
+            found.set_terminated(run.info.run_id, "KILLED")
+            found.delete_run(run.info.run_id)
+    return run_id
 
 
 def process() -> dict[str, str]:
@@ -218,14 +230,13 @@ def entries(found, recipe: str) -> list[tuple[str, str, bool, dict[str, str]]]:
 def rebuilt_run(found, recipe: str, settings: Recipe, project: params.Project, summary: dict,
                 weights_sha256: str, curves: list[tuple[int, dict[str, float]]]) -> str:
     """A run made from the tracked curves, for a model restored from a cache or trained where MLflow is absent."""
-    tags = {"rebuilt": "from the tracked files; no timings", **process()}
-    run = found.create_run(experiment(found, recipe), tags=tags, run_name=f"{recipe}-restored")
-    describe(found, run.info.run_id, settings, project, summary)
+    run_id = new_run(found, recipe, f"{recipe}-restored", {"rebuilt": "from the tracked files; no timings"})
+    describe(found, run_id, settings, project, summary)
     for step, metrics in curves:
-        log_metrics(found, run.info.run_id, metrics, step)
-    found.set_tag(run.info.run_id, "weights_sha256", weights_sha256)     # last: by it the run is found
-    found.set_terminated(run.info.run_id, "FINISHED")
-    return run.info.run_id
+        log_metrics(found, run_id, metrics, step)
+    found.set_tag(run_id, "weights_sha256", weights_sha256)     # last: by it the run is found
+    found.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def publish(found, run_id: str, metrics: Mapping[str, float], files: list[Path], texts: Mapping[str, str],

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from steps import registry
+from steps import registry, tracking
 
 RECIPE = "sts"
 
@@ -20,8 +20,12 @@ def put(found, content: bytes, name: str = "model.safetensors", **tags: str) -> 
     stored = Path("shelf", os.urandom(8).hex()).absolute()
     (stored / "model").mkdir(parents=True)
     (stored / "model" / name).write_bytes(content)
-    return int(found.create_model_version(
-        RECIPE, str(stored), tags={**tags, "files_sha256": registry.files_sha256(stored)}).version)
+    tags |= {"files_sha256": registry.files_sha256(stored)}
+    if tracking.uri().startswith("sqlite:"):
+        return int(found.create_model_version(RECIPE, str(stored), tags=tags).version)
+    run = found.create_run(tracking.experiment(found, RECIPE))      # a server takes what lies in its own store alone
+    found.log_artifacts(run.info.run_id, str(stored), "stored")
+    return int(found.create_model_version(RECIPE, f"{run.info.artifact_uri}/stored", run.info.run_id, tags).version)
 
 
 def weights(found, number: int) -> Path:
