@@ -46,6 +46,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path, metavar="OUTPUT", help="a .parquet or .npy file")
     sub.add_argument("--column", default="text", help="the column of a CSV file that holds the texts (text)")
     sub.add_argument("--batch-size", type=int, default=64, help="texts computed at once (64)")
+    sub.add_argument("--append", action="store_true",
+                     help="add to the vectors that OUTPUT has, which the same model must have made")
+    sub = add("rollback", rollback, "put the previous champion back, or another version")
+    sub.add_argument("recipe", metavar="RECIPE")
+    sub.add_argument("--to", type=int, metavar="VERSION", help="the version to put in charge (the champion before)")
+    sub.add_argument("--why", default="", metavar="TEXT", help="the reason, kept in the history")
+    sub = add("history", history, "show who put which version in charge, when and why")
+    sub.add_argument("recipe", metavar="RECIPE")
+    sub.add_argument("--at", metavar="TIME", help="as it was then, such as 2026-11-01T00:00Z")
+    sub = add("explain", explain, "show what a version was made of, by whom it was put in charge and on what evidence")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub = add("reproduce", reproduce, "build a version again in a scratch folder and compare the weights")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub.add_argument("--force", action="store_true", help="train anew instead of restoring from DVC's cache")
+    sub = add("compare", compare, "show two versions side by side: parameters, data, scores, examples, neighbours")
+    sub.add_argument("first", metavar="MODEL", help="such as sts@2")
+    sub.add_argument("second", metavar="MODEL", help="such as sts@3")
+    sub.add_argument("--sample", type=int, default=1000, help="texts of the test that are embedded (1000)")
+    sub.add_argument("--neighbours", type=int, default=10, help="nearest texts looked at (10)")
+    sub = add("delete", delete, "delete a version that holds no alias")
+    sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
     sub.add_argument("name", metavar="NAME", help="the source's name in params.yaml")
     sub = add("ui", ui, "open the MLflow page on the project's store")
@@ -81,7 +102,10 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
 
     from flows import report
+    from steps import history
 
+    for recipe in recipes:
+        warn(history.notice(recipe))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with command.only_one(HOME / "run", "this folder"):
         report.clean_up(PREFECT["PREFECT_HOME"])
@@ -100,24 +124,95 @@ def check(options: argparse.Namespace) -> int:
 def register(options: argparse.Namespace) -> None:
     command.quiet()
     from flows import report
+    from steps import history
 
+    warn(history.notice(options.recipe))
     report.register_finished(options.recipe)
 
 
 def predict(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import predict
+    from steps import history, predict
 
+    warn(history.notice(options.model.partition("@")[0]))
     print("\n".join(predict.predict(options.model, options.texts)))
 
 
 def embed(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import embed
+    from steps import embed, history
 
+    warn(history.notice(options.model.partition("@")[0]))
     version, rows, dimension = embed.embed_file(options.model, options.input, options.output, options.column,
-                                                options.batch_size)
+                                                options.batch_size, options.append)
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
+
+
+def rollback(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import history, journal, tracking
+
+    warn(history.notice(options.recipe))
+    event = history.rollback(tracking.client(), options.recipe, options.to, options.why)
+    before, after = (journal.name(event.recipe, n) for n in (event.before, event.after))
+    print(f"{after} is in charge, in place of {before}; its files were verified (entry {event.number})")
+
+
+def history(options: argparse.Namespace) -> int:
+    command.quiet()
+    from steps import history, journal, registry, tracking
+
+    found = tracking.client()
+    at = history.parse_time(options.at) if options.at else None
+    registry.numbers(found, options.recipe)
+    event = history.reconcile(found, options.recipe)
+    warn(history.warnings(found, event) if event else [])
+    log = journal.read(found, options.recipe)
+    print("\n".join(journal.table(options.recipe, log, at)))
+    for problem in log.problems:
+        print(f"error: the history is not as it was written: {problem}", file=sys.stderr)
+    return 1 if log.problems else 0
+
+
+def explain(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import explain, history
+
+    warn(history.notice(options.model.partition("@")[0]))
+    print("\n".join(explain.explain(options.model)))
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    command.quiet()
+    from flows import graph, reproduce
+
+    try:
+        return reproduce.run(options.model, options.force)
+    except graph.StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def compare(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import compare, history
+
+    warn(history.notice(options.first.partition("@")[0]))
+    print("\n".join(compare.compare(options.first, options.second, options.sample, options.neighbours)))
+
+
+def delete(options: argparse.Namespace) -> None:
+    command.quiet()
+    from steps import registry, tracking
+
+    recipe, number = registry.pick(found := tracking.client(), options.version)
+    registry.delete(found, recipe, number)
+    print(f"{recipe}@{number} is deleted")
+
+
+def warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def pin(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,24 +103,29 @@ def stale(names: list[str]) -> list[str]:
         raise InputError(f"DVC cannot tell what is stale: {error}") from None
 
 
-def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None) -> str:
+def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None, *, options: Iterable[str] = (),
+              python: str = sys.executable, **variables: str) -> str:
     """Lets DVC bring one stage up to date; its upstream must be so already. Returns ran, restored or unchanged.
 
-    In a `folder`, another copy of the project, all that the stage needs is brought up to date.
+    In a `folder`, another copy of the project, all that the stage needs is brought up to date. `options` are those of
+    `dvc repro`; another copy may need another `python` and environment `variables`.
 
     A stage that was killed from outside has one more try, which continues from its checkpoint. What was restored is
     compared with its digests before anyone reads it, and made anew where the cache was damaged. Raises InputError when
     the step refused its input, StageFailed when it failed or was stopped.
     """
+    def once() -> str:
+        return _reproduce(name, on_line, folder, options, python, variables)
+
     try:
-        outcome = _reproduce(name, on_line, folder)
+        outcome = once()
     except StageKilled as error:
         on_line(f"{error}; once more")
-        outcome = _reproduce(name, on_line, folder)
+        outcome = once()
     if outcome == "restored" and folder is None and (damaged := discard_damaged([name])):
         for line in damaged:
             on_line(line)
-        outcome = _reproduce(name, on_line)
+        outcome = once()
         if left := discard_damaged([name]):
             raise StageFailed("\n".join(left))
     return outcome
@@ -159,16 +164,18 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = None) -> str:
+def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, options: Iterable[str], python: str,
+               variables: Mapping[str, str]) -> str:
     """The stage is a process group of its own, and every line it prints goes to `on_line` as it comes."""
     environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"}
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", **variables}
+    options = [*options] if folder else ["--single-item", *options]
     with _lock:
         if _stopped.is_set():
             raise StageFailed(f"{name} was not started: the run was stopped")
         process = subprocess.Popen(
-            [*COMMAND, "--wait-for-lock", "repro", *(() if folder else ("--single-item",)), name], cwd=folder,
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [python, "-c", DVC, "--wait-for-lock", "repro", *options, name], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True)
         _running.add(process)
     outcome, said = "unchanged", []

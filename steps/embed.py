@@ -2,13 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steps import provenance, reading, registry
 from steps.schema import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+ENCODER = "model.sentence_transformer"      # the folder of a stored encoder
 CHUNK = 32          # batches read, sorted by length and written together
 
 
@@ -19,10 +24,10 @@ def load(name: str):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder /= "model.sentence_transformer"
-    if not folder.is_dir():
+    if not is_encoder(folder):
         raise InputError(f"{version.recipe}@{version.number} gives classes, not vectors; "
                          f"use it with: evergreen predict {name} TEXT")
+    folder /= ENCODER
     model = SentenceTransformer(str(folder), trust_remote_code=False)
     modules = {type(m).__name__: m for m in model}
     identity = {
@@ -33,6 +38,11 @@ def load(name: str):
         "normalized": "Normalize" in modules,
     }
     return model, version, identity
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a version's folder holds an encoder; else it is a classifier."""
+    return (folder / ENCODER).is_dir()
 
 
 def texts(path: Path, column: str) -> Iterator[str]:
@@ -46,11 +56,13 @@ def texts(path: Path, column: str) -> Iterator[str]:
         yield row[column]
 
 
-def embed_file(name: str, source: Path, target: Path, column: str, batch_size: int) -> tuple[str, int, int]:
+def embed_file(name: str, source: Path, target: Path, column: str, batch_size: int,
+               append: bool = False) -> tuple[str, int, int]:
     """Writes one vector for each text, in their order, with the model's identity beside them.
 
     Parquet holds `text` and `embedding` and the identity in its metadata; .npy holds float32 [n, dim] and the
-    identity lies in TARGET.json. The file appears whole or not at all. Returns model, n, dim.
+    identity lies in TARGET.json. The file appears whole or not at all. With `append` the vectors follow those that
+    the file has, if the same model made them; else it raises InputError. Returns model, n, dim.
     """
     if target.suffix not in (".parquet", ".npy"):
         raise InputError(f"{target}: the output must end in .parquet or .npy")
@@ -63,7 +75,11 @@ def embed_file(name: str, source: Path, target: Path, column: str, batch_size: i
     count = sum(1 for _ in texts(source, column))
     if not count:
         raise InputError(f"{source} holds no text")
+    earlier = read(target) if append and target.exists() else None
     model, _, identity = load(name)
+    if earlier:
+        refuse_mixing(target, earlier[0], identity)
+        count += len(earlier[2])
     from tqdm import tqdm
 
     partial = target.with_name(f".{target.name}.partial")
@@ -71,6 +87,9 @@ def embed_file(name: str, source: Path, target: Path, column: str, batch_size: i
     rows = texts(source, column)
     with tqdm(total=count, unit="text", desc=identity["model"]) as bar:
         def chunks():
+            if earlier:
+                yield earlier[1:]
+                bar.update(len(earlier[2]))
             while chunk := list(islice(rows, batch_size * CHUNK)):
                 yield chunk, model.encode(chunk, batch_size=batch_size, show_progress_bar=False)
                 bar.update(len(chunk))
@@ -84,6 +103,43 @@ def embed_file(name: str, source: Path, target: Path, column: str, batch_size: i
         finally:
             partial.unlink(missing_ok=True)
     return identity["model"], count, identity["dimension"]
+
+
+def read(path: Path) -> "tuple[dict, list[str], np.ndarray]":
+    """A file of vectors that `embed` wrote -> the identity of the model, the texts (none of .npy), float32 [n, dim].
+
+    Raises InputError where the identity is not there or the vectors are not what it says.
+    """
+    import numpy as np
+
+    try:
+        if path.suffix == ".npy":
+            vectors, texts = np.load(path, allow_pickle=False), []
+            identity = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        else:
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            identity, texts = json.loads(table.schema.metadata[b"evergreen"]), table["text"].to_pylist()
+            flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            vectors = flat.reshape(len(texts), -1) if texts else np.empty((0, identity["dimension"]), np.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a whole file of vectors that `evergreen embed` wrote, or has lost what says "
+                         f"which model made them ({error}); embed the texts anew") from None
+    if vectors.ndim != 2 or vectors.shape[1] != identity.get("dimension"):
+        raise InputError(f"{path} holds vectors of shape {vectors.shape} and says they have "
+                         f"{identity.get('dimension')} dimensions; embed the texts anew")
+    return identity, texts, vectors
+
+
+def refuse_mixing(path: Path, before: Mapping, now: Mapping) -> None:
+    """Raises InputError where the vectors of a file and new ones are of different models: no distance holds between."""
+    different = [f"{key} {before.get(key)}, not {value}" for key, value in now.items()
+                 if key != "model" and before.get(key) != value]       # one model may be registered twice
+    if different:
+        raise InputError(f"{path} holds vectors of {before.get('model')}, and {now['model']} makes others "
+                         f"({'; '.join(different)}); vectors of different models must not be mixed: embed all texts "
+                         "anew into another file")
 
 
 def _parquet(path: Path, chunks, count: int, identity: dict) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps import command, params, plots, provenance, recipes, registry, scores, tracking
+from steps import command, explain, params, plots, provenance, recipes, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError, Recipe
 
@@ -65,6 +65,7 @@ def register(recipe: str) -> Version:
         lineage = json.loads((at["model"] / "lineage.json").read_text(encoding="utf-8"))
         weights = provenance.sha256(at["model"] / "model.safetensors")
         base = lineage["base_model"]
+        tracking.close_lost_runs(found, recipe)
         run_id = run_of(recipe, Path(), project)
         metric = recipes.get(recipe).METRIC
         tags = {
@@ -81,9 +82,12 @@ def register(recipe: str) -> Version:
             "base_model": settings.base_model,
             "base_model_revision": base.get("revision") or base.get("recipe") or "local",
             "base_model_sha256": base["weights_sha256"],
+            "base_model_licence": base.get("licence") or ("its parents'" if "recipe" in base else "not known"),
         } | {f"test_{metric}{suffix}": str(metrics[metric][f"model{suffix}"]) for suffix in ("", "_low", "_high")}
         if "recipe" in base:
             tags["parent"] = registry.version_with_weights(found, base["recipe"], base["weights_sha256"])
+        if teacher := lineage["dataset"].get("teacher"):
+            tags["teacher"] = f"{teacher['model']}, weights sha256 {teacher['weights_sha256']}"
         card = model_card(recipe, settings, project, tags, metrics, lineage, run_id)
         images = plots.draw(recipe, settings.kind, at["curves"], at["test"], Path(".evergreen/plots") / recipe)
         hashes = {f"dvc.{k}": v for k, v in dvc_hashes(recipe).items()}
@@ -173,6 +177,7 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
         f"- code: commit {tags['git_commit']}; environment {tags['environment_sha256'][:16]}…; "
         f"parameters {tags['params_sha256'][:16]}…; run {run_id}",
         f"- weights sha256: {tags['weights_sha256']}", "",
+        *explain.parents_card(tracking.client(), tags),
         f"Use it: {use}(\"models:/{recipe}@{registry.ALIAS}\")`.", ""])
 
 

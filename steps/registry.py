@@ -1,6 +1,7 @@
 """Trained models -> versions of MLflow's registry with verified files, and back."""
 
 import importlib.metadata
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from steps import provenance, tracking
 from steps.schema import InputError
 
 ALIAS = "challenger"
-PREFERRED = ("champion", ALIAS)     # what a bare recipe name means
+CHAMPION = "champion"
+PREFERRED = (CHAMPION, ALIAS)       # what a bare recipe name means
+IN_CHARGE = "in_charge"             # a tag of a registered model that had a champion: the history's newest
 MODEL = "model"                     # the artifact folder of a logged model
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".bin"}
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,61 @@ def version_with_weights(found, recipe: str, weights_sha256: str) -> str:
     return f"{recipe}@{max(int(v.version) for v in versions)}" if versions else recipe
 
 
-def champion(found, recipe: str) -> tuple[Version, Mapping[str, str]] | None:
-    """The version in charge and its tags."""
+def model(found, recipe: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Aliases and tags of the registered model; both empty where nothing is registered yet."""
     from mlflow.exceptions import MlflowException
 
     try:
-        version = found.get_model_version_by_alias(recipe, PREFERRED[0])
-    except MlflowException:
+        entity = found.get_registered_model(recipe)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}, {}
+        raise       # a store that does not answer is no store without a champion
+    return {alias: int(number) for alias, number in entity.aliases.items()}, dict(entity.tags)
+
+
+def tag_model(found, recipe: str, tags: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    for key, value in tags.items():
+        try:
+            found.set_registered_model_tag(recipe, key, value)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":       # the model itself was deleted
+                raise
+
+
+def champion(found, recipe: str) -> tuple[Version, Mapping[str, str]] | None:
+    """The version in charge and its tags."""
+    number = model(found, recipe)[0].get(CHAMPION)
+    if number is None:
         return None
-    return read_version(found, recipe, version.version), version.tags
+    version = found.get_model_version(recipe, str(number))
+    return read_version(found, recipe, number), version.tags
+
+
+def numbers_if_any(found, recipe: str) -> list[int]:
+    """The versions that are there, in their order."""
+    known, token = [], None
+    while token != "":
+        page = found.search_model_versions(f"name = '{recipe}'", page_token=token)
+        known, token = known + [int(v.version) for v in page], page.token or ""
+    return sorted(known)
+
+
+def numbers(found, recipe: str) -> list[int]:
+    """The same. Raises InputError where there is none."""
+    known = numbers_if_any(found, recipe)
+    if not known:
+        others = ", ".join(m.name for m in found.search_registered_models()) or "none yet"
+        raise InputError(f"no model {recipe!r} is registered; registered: {others}. Make one: evergreen run {recipe}")
+    return known
+
+
+def say(found, recipe: str, number: int, line: str) -> None:
+    """Adds a line to the version's model card."""
+    card = found.get_model_version(recipe, str(number)).description or ""
+    found.update_model_version(recipe, str(number), f"{card.rstrip()}\n{line}\n")
 
 
 def read_version(found, recipe: str, number: int | str, created: bool = False) -> Version:
@@ -69,9 +119,15 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
              card: str) -> Version:
     """Logs the model in `folder` to its run and makes it a version with its tags in one act.
 
-    The tag files_sha256 is over every stored file; whoever loads the version checks it. Raises InputError when the
-    stored weights are not the evaluated ones.
+    The tag files_sha256 is over every stored file; whoever loads the version checks it. Raises InputError when there
+    is no such model, its run has not finished, a file is a pickle, or the stored weights are not the evaluated ones.
     """
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder} holds no model.safetensors; make it with: evergreen run {recipe}")
+    refuse_pickle(folder)
+    if (status := found.get_run(run_id).info.status) != "FINISHED":
+        raise InputError(f"run {run_id} has not finished ({status}), so its model is not registered; "
+                         f"wait for it, or train again: evergreen run {recipe}")
     import mlflow
     from mlflow.exceptions import MlflowException
     from transformers.utils import logging
@@ -86,12 +142,17 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
     weights = next(stored.rglob("model.safetensors"), None)
     if weights is None or provenance.sha256(weights) != tags["weights_sha256"]:
         raise InputError(f"the weights stored for run {run_id} are not those of {folder}; is the disk sound?")
+    refuse_pickle(stored)
     with suppress(MlflowException):     # known already
         found.create_registered_model(recipe)
     version = found.create_model_version(
         recipe, logged.model_uri, run_id, tags={**tags, "files_sha256": files_sha256(stored)},
         description=card, model_id=logged.model_id)
-    return read_version(found, recipe, version.version, created=True)
+    made = [int(v.version) for v in found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
+            if all(v.tags.get(key) == tags[key] for key in ("model_sha256", "evaluation_sha256"))]
+    for extra in sorted(made)[1:]:      # the answer to the first request was lost on the way, and it was sent again
+        found.delete_model_version(recipe, str(extra))
+    return read_version(found, recipe, min([*made, int(version.version)]), created=True)
 
 
 def _log_encoder(folder: Path, example: list[str], requirements: list[str]):
@@ -142,37 +203,67 @@ def set_alias(found, recipe: str, number: int, alias: str = ALIAS) -> None:
     found.set_registered_model_alias(recipe, alias, str(number))
 
 
-def resolve(name: str) -> tuple[Version, Path]:
-    """'sts', 'sts@3' or 'sts@champion' -> the version and its folder of verified files.
+def pick(found, name: str) -> tuple[str, int]:
+    """'sts', 'sts@3' or 'sts@champion' -> recipe and number. A bare name means the champion, else the challenger.
 
-    A bare name means the champion, else the challenger. Raises InputError when there is none, or when the files
-    are not those that were registered.
+    Raises InputError when there is none. A bare name whose champion was deleted is refused too: the challenger has
+    not been judged.
     """
+    recipe, _, which = name.partition("@")
+    aliases, tags = model(found, recipe)
+    known = numbers(found, recipe)
+    if not which and CHAMPION not in aliases and IN_CHARGE in tags:
+        raise InputError(f"{recipe} has no champion any more: its version was deleted or its alias taken away, see: "
+                         f"evergreen history {recipe}; put the one before it back: evergreen rollback {recipe}; "
+                         f"or name a version: {recipe}@{known[-1]}")
+    which = which or next((a for a in PREFERRED if a in aliases), "")
+    number = int(which) if which.isdigit() else aliases.get(which)
+    if number not in known:
+        raise InputError(f"{recipe!r} has no version or alias {which!r}; versions: {known}, aliases: {aliases}")
+    return recipe, number
+
+
+def resolve(name: str) -> tuple[Version, Path]:
+    """'sts', 'sts@3' or 'sts@champion' -> the version and its folder of verified files."""
+    found = tracking.client()
+    recipe, number = pick(found, name)
+    return read_version(found, recipe, number), verified(found, recipe, number)
+
+
+def verified(found, recipe: str, number: int) -> Path:
+    """The version's folder. Raises InputError when its files are not those that were registered, or hold a pickle."""
     from mlflow.exceptions import MlflowException
 
-    recipe, _, which = name.partition("@")
-    found = tracking.client()
+    remedy = "restore them from a backup or register the model again"
+    registered = found.get_model_version(recipe, str(number)).tags.get("files_sha256")
+    if registered is None:
+        raise InputError(f"{recipe}@{number} has no digest of its files: it was not registered by Evergreen and is not "
+                         f"used; register with: evergreen register {recipe}")
     try:
-        aliases = found.get_registered_model(recipe).aliases
-    except MlflowException:
-        known = ", ".join(m.name for m in found.search_registered_models()) or "none yet"
-        raise InputError(f"no model {recipe!r} is registered; registered: {known}. "
-                         f"Make one: evergreen run {recipe}") from None
-    which = which or next((a for a in PREFERRED if a in aliases), "")
-    number = which if which.isdigit() else aliases.get(which)
-    try:
-        version = found.get_model_version(recipe, str(number))
-    except MlflowException:
-        numbers = sorted(int(v.version) for v in found.search_model_versions(f"name = '{recipe}'"))
-        raise InputError(f"{recipe!r} has no version or alias {which!r}; versions: {numbers}, "
-                         f"aliases: {dict(aliases)}") from None
-    try:
-        folder = stored_folder(f"models:/{recipe}/{version.version}")
+        folder = stored_folder(f"models:/{recipe}/{number}")
         stored = files_sha256(folder)
     except (MlflowException, OSError) as error:
-        raise InputError(f"{recipe}@{version.version}: its stored files cannot be read ({error}); "
-                         "restore them from a backup or register the model again") from None
-    if stored != version.tags.get("files_sha256"):
-        raise InputError(f"{recipe}@{version.version}: the files in {folder} are not those that were registered; "
-                         "restore them from a backup or register the model again")
-    return read_version(found, recipe, version.version), folder
+        raise InputError(f"{recipe}@{number}: its stored files cannot be read ({error}); {remedy}") from None
+    if stored != registered:
+        raise InputError(f"{recipe}@{number}: the files in {folder} are not those that were registered; {remedy}")
+    refuse_pickle(folder)
+    return folder
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Raises InputError where a file is a pickle, by its name or its first bytes: loading one runs what it holds."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with open(path, "rb") as file:
+            start = file.read(64)
+        zipped = start.startswith(b"PK\x03\x04") and b"data.pkl" in start      # torch.save
+        if path.suffix in PICKLES or zipped or re.match(rb"\x80[\x02-\x05]", start):
+            raise InputError(f"{path} is a pickle, which runs code when it is loaded; save the model as safetensors "
+                             "and remove the file")
+
+
+def delete(found, recipe: str, number: int) -> None:
+    """Deletes a version that holds no alias."""
+    if holds := sorted(alias for alias, held in model(found, recipe)[0].items() if held == number):
+        raise InputError(f"{recipe}@{number} is the {' and the '.join(holds)} and is not deleted; put another in its "
+                         "place first")
+    found.delete_model_version(recipe, str(number))

@@ -99,15 +99,33 @@ def training_run(recipe: str, settings: Recipe, project: params.Project, summary
 
     close_lost_runs(found, recipe)
     mlflow.set_system_metrics_sampling_interval(2)
-    with mlflow.start_run(experiment_id=experiment(found, recipe), run_name=recipe, log_system_metrics=True) as run:
+    with mlflow.start_run(run_id=new_run(found, recipe, recipe, {}), log_system_metrics=True) as run:
         run_id = run.info.run_id
-        found.set_tag(run_id, "evergreen.process", f"{socket.gethostname()} {os.getpid()}")
         describe(found, run_id, settings, project, summary)
         yield Run(found, run_id)
 
 
+def new_run(found, recipe: str, name: str, tags: Mapping[str, str]) -> str:
+    """Makes one run, and one alone where the store's answer was lost on the way and the request sent again."""
+    import uuid
+
+    of = experiment(found, recipe)
+    request = uuid.uuid4().hex
+    run_id = found.create_run(of, tags={**tags, **process(), "evergreen.request": request}, run_name=name).info.run_id
+    for run in found.search_runs([of], f"tags.`evergreen.request` = '{request}'"):
+        if run.info.run_id != run_id:
+            found.set_terminated(run.info.run_id, "KILLED")
+            found.delete_run(run.info.run_id)
+    return run_id
+
+
+def process() -> dict[str, str]:
+    """The tag by which a run whose process was killed is told from one that goes on."""
+    return {"evergreen.process": f"{socket.gethostname()} {os.getpid()}"}
+
+
 def close_lost_runs(found, recipe: str) -> None:
-    """Marks as killed the runs of this machine whose process is gone (a kill -9 leaves them RUNNING)."""
+    """Ends the runs of this machine whose process is gone (a kill -9 leaves them RUNNING)."""
     import psutil
 
     for run in found.search_runs([experiment(found, recipe)], "attributes.status = 'RUNNING'"):
@@ -118,7 +136,9 @@ def close_lost_runs(found, recipe: str) -> None:
             process = psutil.Process(int(pid))
             if process.status() != "zombie" and process.create_time() * 1000 <= run.info.start_time:
                 continue
-        found.set_terminated(run.info.run_id, "KILLED")
+        # what a training is tagged with at its end tells one that was killed later, in its registration
+        trained = "weights_sha256" in run.data.tags
+        found.set_terminated(run.info.run_id, "FINISHED" if trained else "KILLED")
 
 
 def describe(found, run_id: str, settings: Recipe, project: params.Project, summary: dict) -> None:
@@ -159,16 +179,64 @@ def run_of(found, recipe: str, weights_sha256: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
+def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Parameters and tags of a run; both empty where it is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        data = found.get_run(run_id).data
+    except MlflowException:
+        return {}, {}
+    return dict(data.params), dict(data.tags)
+
+
+def kept(found, run_id: str, path: str) -> Path | None:
+    """A file that was kept with a run, here; downloaded when the store is elsewhere. None where it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(found.download_artifacts(run_id, path))
+    except (MlflowException, OSError):
+        return None
+
+
+def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:
+    """Adds an entry to the recipe's history in one act: a run with these tags. It is open until it is closed."""
+    run = found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), dict(tags), name)
+    return run.info.run_id
+
+
+def close(found, entry: str, done: bool) -> None:
+    found.set_terminated(entry, "FINISHED" if done else "KILLED")
+
+
+def entries(found, recipe: str) -> list[tuple[str, str, bool, dict[str, str]]]:
+    """(id, open, done or void, deleted in MLflow, tags) of the recipe's history, in no order."""
+    from mlflow.entities import ViewType
+
+    known = found.get_experiment_by_name(f"{recipe}/history")
+    states = {"RUNNING": "open", "FINISHED": "done"}
+    result, token = [], None
+    while known:
+        page = found.search_runs([known.experiment_id], run_view_type=ViewType.ALL, page_token=token)
+        result += [(run.info.run_id, states.get(run.info.status, "void"), run.info.lifecycle_stage == "deleted",
+                    dict(run.data.tags)) for run in page]
+        token = page.token
+        if not token:
+            break
+    return result
+
+
 def rebuilt_run(found, recipe: str, settings: Recipe, project: params.Project, summary: dict,
                 weights_sha256: str, curves: list[tuple[int, dict[str, float]]]) -> str:
     """A run made from the tracked curves, for a model restored from a cache or trained where MLflow is absent."""
-    tags = {"weights_sha256": weights_sha256, "rebuilt": "from the tracked files; no timings"}
-    run = found.create_run(experiment(found, recipe), tags=tags, run_name=f"{recipe}-restored")
-    describe(found, run.info.run_id, settings, project, summary)
+    run_id = new_run(found, recipe, f"{recipe}-restored", {"rebuilt": "from the tracked files; no timings"})
+    describe(found, run_id, settings, project, summary)
     for step, metrics in curves:
-        log_metrics(found, run.info.run_id, metrics, step)
-    found.set_terminated(run.info.run_id, "FINISHED")
-    return run.info.run_id
+        log_metrics(found, run_id, metrics, step)
+    found.set_tag(run_id, "weights_sha256", weights_sha256)     # last: by it the run is found
+    found.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def publish(found, run_id: str, metrics: Mapping[str, float], files: list[Path], texts: Mapping[str, str],

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command, params, provenance, recipes
+from steps import command, params, provenance, recipes, tracking
 from steps.contract import Findings
 from steps.schema import Contract
 
@@ -227,6 +227,26 @@ def inside(monkeypatch) -> Callable[[Project], None]:
     for key, value in (command.QUIET | command.OFFLINE | {"MLFLOW_TRACKING_URI": "", "EVERGREEN_TRACKING": ""}).items():
         monkeypatch.setenv(key, value)
     return lambda project: monkeypatch.chdir(project.folder)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A folder with an MLflow store in which nothing is registered; its schema takes seconds to make."""
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "params.yaml").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.chdir(folder)
+        tracking.client()
+    return folder
+
+
+@pytest.fixture
+def found(empty_store, inside, tmp_path):
+    """A client of an empty store of its own, in whose folder this process works."""
+    shutil.copytree(empty_store, tmp_path / "store")
+    inside(SimpleNamespace(folder=tmp_path / "store"))
+    return tracking.client()
 
 
 @pytest.fixture

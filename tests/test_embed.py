@@ -143,3 +143,51 @@ def test_a_byte_order_mark_is_no_part_of_the_first_text(evergreen, tmp_path):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
     evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / "vectors.parquet")
     assert pq.read_table(tmp_path / "vectors.parquet")["text"].to_pylist() == ["one", "two"]
+
+
+@pytest.mark.parametrize("target", ["vectors.parquet", "vectors.npy"])
+def test_vectors_are_appended_to_those_of_the_same_model(evergreen, finished, texts, tmp_path, target):
+    (tmp_path / "all.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    (tmp_path / "one.txt").write_text("\n".join(texts[:40]) + "\n", encoding="utf-8")
+    (tmp_path / "two.txt").write_text("\n".join(texts[40:]) + "\n", encoding="utf-8")
+    evergreen("embed", "sts", tmp_path / "all.txt", tmp_path / f"whole-{target}")
+    for part in ("one.txt", "two.txt"):
+        done = evergreen("embed", "sts", tmp_path / part, tmp_path / target, "--append")
+    assert done.out == f"70 vectors of 32 dimensions in {tmp_path / target}, made by sts@1\n"
+    (vectors, identity), (whole, _) = read(tmp_path / target), read(tmp_path / f"whole-{target}")
+    assert np.allclose(vectors, whole, atol=1e-5) and identity["model"] == "sts@1"
+    if target == "vectors.parquet":
+        assert pq.read_table(tmp_path / target)["text"].to_pylist() == texts
+
+
+@pytest.mark.parametrize("target", ["vectors.parquet", "vectors.npy"])
+@pytest.mark.parametrize(("key", "value"), [("weights_sha256", "0" * 64), ("pooling", "cls"), ("normalized", True)])
+def test_vectors_of_another_model_are_never_mixed_in(evergreen, tmp_path, target, key, value):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / target)
+    identity = read(tmp_path / target)[1]
+    identity |= {"model": "sts@7", key: value}
+    if target == "vectors.npy":
+        (tmp_path / "vectors.npy.json").write_text(json.dumps(identity), encoding="utf-8")
+    else:
+        table = pq.read_table(tmp_path / target)
+        pq.write_table(table.replace_schema_metadata({"evergreen": json.dumps(identity)}), tmp_path / target)
+    before = (tmp_path / target).read_bytes()
+    done = evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / target, "--append")
+    assert done.code == 2
+    assert f"{target} holds vectors of sts@7, and sts@1 makes others ({key} {value}, not" in done.err
+    assert (tmp_path / target).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["no identity", "no vectors", "another dimension"])
+def test_a_file_that_does_not_say_who_made_it_is_not_appended_to(evergreen, tmp_path, damage):
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / "vectors.npy")
+    if damage == "no identity":
+        (tmp_path / "vectors.npy.json").unlink()
+    elif damage == "no vectors":
+        (tmp_path / "vectors.npy").write_bytes(b"")
+    else:
+        np.save(tmp_path / "vectors.npy", np.zeros((2, 31), np.float32))
+    done = evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / "vectors.npy", "--append")
+    assert done.code == 2 and "embed the texts anew" in done.err

@@ -1,6 +1,5 @@
 """Every command of the README works, in its order, in a small project."""
 
-import json
 import re
 import shutil
 import signal
@@ -43,11 +42,9 @@ def test_every_command_works(tmp_path, tiny_model, environment):
             if command.startswith("evergreen pin"):
                 pin(project, command)
                 continue
-            if command.startswith("git checkout"):
-                commit(project)
-            said = project.run("bash", "-c", fill_in(command, project)).stdout
-            if command.startswith("sha256sum"):
-                assert said.split()[0] == first_version(project)["weights_sha256"]
+            said = project.run("bash", "-c", command).stdout
+            if command == "evergreen reproduce sts@1":
+                assert "equal: sts@1 has weights sha256" in said
             if command == "dvc repro evaluate@sts" and "dvc pull --run-cache --with-deps evaluate@sts" in done:
                 assert "Running stage 'train" not in said
         done.append(command)
@@ -90,21 +87,6 @@ def pin(project: Project, command: str) -> None:
             "published"]["datasets"]["all-nli"]["revision"]: commit}
         said = project.run("bash", "-c", command, HF_ENDPOINT=hub.url, NO_PROXY="*", no_proxy="*").stdout
     assert commit in said and commit in (project / "params.yaml").read_text(encoding="utf-8")
-
-
-def first_version(project: Project) -> dict[str, str]:
-    """The tags of sts@1 and its run's id."""
-    code = ("import json; from steps import tracking; v = tracking.client().get_model_version('sts', '1');"
-            "print(json.dumps({**v.tags, 'run_id': v.run_id}))")
-    return json.loads(project.run("python", "-c", code).stdout)
-
-
-def fill_in(command: str, project: Project) -> str:
-    """COMMIT and RUN as a reader takes them from the first version's page."""
-    if "COMMIT" in command or "RUN" in command:
-        tags = first_version(project)
-        command = command.replace("COMMIT", tags["git_commit"].removesuffix("+changes")).replace("RUN", tags["run_id"])
-    return command
 
 
 def commit(project: Project) -> None:

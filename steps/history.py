@@ -1,0 +1,174 @@
+"""Decisions on versions -> the alias `champion`, and the log of who moved it, when and why (journal.py).
+
+An entry is opened before the alias moves and closed after, so a kill -9 leaves the old or the new champion, and the
+next command closes the entry. An alias that was moved in MLflow is a decision too: it is noticed and written down.
+"""
+
+import getpass
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from steps import journal, registry, tracking
+from steps.journal import Event
+from steps.schema import InputError
+
+BY_HAND = "by hand"         # the verdict of an alias that was moved elsewhere
+UNKNOWN = "unknown"
+ROLLBACK = "rollback"
+UNTRUSTED = "its files cannot be trusted"
+
+
+@contextmanager
+def deciding(recipe: str, wait: bool = True) -> Iterator[None]:
+    """One decision at a time on this store's machine; a decision may hold another of the same thread.
+
+    Without `wait` it raises TimeoutError where somebody else decides.
+    """
+    from filelock import FileLock
+
+    tracking.STORE.mkdir(exist_ok=True)
+    lock = FileLock((tracking.STORE / f"decide-{recipe}.lock").absolute(), is_singleton=True)
+    with lock.acquire(timeout=-1 if wait else 0):
+        yield
+
+
+def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = None) -> Event:
+    """Puts version `to` in charge: verifies its files, opens an entry, moves the alias, closes the entry.
+
+    Raises InputError where the version is not there, its files are not those that were registered, or it is in
+    charge already; then nothing is written.
+    """
+    with deciding(recipe):
+        reconcile(found, recipe)
+        if to not in (known := registry.numbers(found, recipe)):
+            raise InputError(f"{recipe!r} has no version {to}; versions: {known}")
+        if (before := in_charge(found, recipe)) == to:
+            raise InputError(f"{recipe}@{to} is in charge already")
+        registry.verified(found, recipe, to)
+        event = journal.append(found, recipe, to, before, to, verdict, why, who or me())
+        registry.set_alias(found, recipe, to, registry.CHAMPION)
+        event = journal.close(found, event)
+        registry.say(found, recipe, to, f"- put in charge {event.at:%Y-%m-%d %H:%M:%SZ} by {event.who}: {verdict}, "
+                                        f"{why or 'no reason given'} (entry {event.number} of the history)")
+        return event
+
+
+def note(found, recipe: str, version: int, verdict: str, why: str, who: str | None = None) -> Event:
+    """Appends a decision that moved nothing (hold, reject) to the log."""
+    with deciding(recipe):
+        reconcile(found, recipe)
+        now = in_charge(found, recipe)
+        return journal.close(found, journal.append(found, recipe, version, now, now, verdict, why, who or me()))
+
+
+def rollback(found, recipe: str, to: int | None = None, why: str = "", who: str | None = None) -> Event:
+    """Puts the champion before this one back, or version `to`. A second rollback goes one further back."""
+    with deciding(recipe):
+        reconcile(found, recipe)
+        earlier = previous(found, recipe) if to is None else to
+        if earlier is None:
+            raise InputError(f"{recipe} had no champion before this one that is still there, "
+                             f"see: evergreen history {recipe}; name a version: evergreen rollback {recipe} --to N")
+        return move(found, recipe, earlier, why or "no reason given", ROLLBACK, who)
+
+
+def previous(found, recipe: str) -> int | None:
+    """The champion that a rollback puts back: of those once in charge, the last before this one that is still there.
+
+    A rollback takes back what came after the champion that it restores, as undo does.
+    """
+    stack: list[int] = []
+    for event in journal.read(found, recipe).done():
+        if event.after is None or event.before == event.after:
+            continue
+        if event.verdict == ROLLBACK and event.after in stack:
+            while stack[-1] != event.after:
+                stack.pop()
+        else:
+            stack.append(event.after)
+    now, there = in_charge(found, recipe), registry.numbers(found, recipe)
+    return next((n for n in reversed(stack) if n != now and n in there), None)
+
+
+def reconcile(found, recipe: str, wait: bool = True) -> Event | None:
+    """Closes what a kill left open, and writes down a champion that was moved elsewhere: that entry, if there is one.
+
+    The version's files are verified; what is wrong with them stands in the entry's `why`.
+    """
+    with deciding(recipe, wait):
+        now, log = in_charge(found, recipe), journal.read(found, recipe)
+        for event in (e for e in log.events if e.state == "open"):
+            journal.close(found, event, done=event.after in (event.before, now))
+        log = journal.read(found, recipe)
+        before, now = log.champion(), in_charge(found, recipe)
+        if now == before:
+            if log.events:
+                journal.remember(found, recipe, log.events[-1], now)
+            return None
+        since = f"after entry {log.events[-1].number}" if log.events else "before the first entry"
+        why = f"found so, moved {since}; MLflow keeps neither who nor when"
+        if now is None:
+            there = before in registry.numbers(found, recipe)
+            why = f"{recipe}@{before} {'lost its alias' if there else 'was deleted'}; {why}"
+        else:
+            try:
+                registry.verified(found, recipe, now)
+            except InputError as error:
+                why = f"{UNTRUSTED}: {error}; {why}"
+        return journal.close(found, journal.append(found, recipe, now, before, now, BY_HAND, why, UNKNOWN))
+
+
+def notice(recipe: str) -> list[str]:
+    """Warnings where the champion was moved elsewhere; where it was not, one question to the store."""
+    found = tracking.client()
+    aliases, tags = registry.model(found, recipe)
+    if journal.text(aliases.get(registry.CHAMPION)) == tags.get(registry.IN_CHARGE, "none"):
+        return []
+    try:
+        event = reconcile(found, recipe, wait=False)
+    except TimeoutError:        # whoever decides now notices it too
+        return []
+    return warnings(found, event) if event else []
+
+
+def warnings(found, event: Event) -> list[str]:
+    """What a person should know of a champion that was found moved elsewhere."""
+    recipe, undo = event.recipe, f"undo it: evergreen rollback {event.recipe}"
+    if event.after is None:
+        return [f"{recipe} has no champion any more: {event.why}; put the one before it back: "
+                f"evergreen rollback {recipe}"]
+    now = journal.name(recipe, event.after)
+    lines = [f"{now} was put in charge by hand in MLflow in place of {journal.name(recipe, event.before)}; noticed now "
+             "and written to the history"]
+    if event.why.startswith(UNTRUSTED):
+        lines.append(f"{event.why}; {undo}")
+    verdict = found.get_model_version(recipe, str(event.after)).tags.get("verdict", "promote")
+    if verdict != "promote":
+        lines.append(f"the rules said {verdict} for {now}; {undo}")
+    return lines
+
+
+def in_charge(found, recipe: str) -> int | None:
+    """The number that holds the alias `champion` now."""
+    return registry.model(found, recipe)[0].get(registry.CHAMPION)
+
+
+def parse_time(text: str) -> datetime:
+    """'2026-11-01T00:00Z' -> the time in UTC. A time without a zone is refused: it is another one elsewhere."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--at {text!r} is not a time; write it as 2026-11-01T00:00Z") from None
+    if at.tzinfo is None:
+        raise InputError(f"--at {text!r} names no time zone; for UTC append Z, as in 2026-11-01T00:00Z")
+    return at.astimezone(UTC)
+
+
+def me() -> str:
+    """Who decides: the user of this process and the machine."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):     # a user without a name, as in some containers
+        return f"{UNKNOWN}@{socket.gethostname()}"
