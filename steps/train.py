@@ -10,8 +10,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-from steps import command, params, provenance, recipes, tracking
+import numpy as np
+
+from steps import command, params, provenance, recipes, seen, tracking
 from steps.provenance import sha256
 from steps.schema import Recipe
 
@@ -49,11 +52,18 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
         lineage = {"recipe": name, "base_model": parent(base_model), "dataset": summary["source"],
                    "vocabulary_sha256": provenance.digest(trained.tokenizer.get_vocab())}
         kind.save(trained, model, {"lineage.json": json.dumps(lineage, indent=2) + "\n"})
+        write_seen(recipes.get(name), settings, data, base_model, model)
         curves.mkdir(parents=True, exist_ok=True)
         write_csv(curves / "loss.csv", history.loss)
         write_csv(curves / "epochs.csv", history.epochs)
         run.finish(sha256(model / "model.safetensors"), history.table(), training.hardware(settings.train.precision))
     print(history.table(), flush=True)
+
+
+def write_seen(recipe: ModuleType, settings: Recipe, data: Path, base_model: Path, model: Path) -> None:
+    """Writes the keys of the rows that the model was trained on, selected by, or has from its base model."""
+    splits = [(data / "train.arrow", recipes.texts(recipe, settings.prepare)), (data / "dev.arrow", recipe.TASK.TEXTS)]
+    np.save(model / seen.FILE, seen.of_training(splits, base_model), allow_pickle=False)
 
 
 def parent(base_model: Path) -> dict:
