@@ -32,8 +32,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="names from params.yaml, or: all")
     sub.add_argument("--seeds", type=int, default=1, metavar="N",
                      help="train from N seeds, the first of them params.yaml's, and show mean and spread (1)")
+    add_approve(sub)
     sub = add("register", register, "register what `dvc repro` made of a recipe")
     sub.add_argument("recipe", metavar="RECIPE")
+    sub = add("promote", promote, "decide whether a challenger takes the champion's place")
+    sub.add_argument("model", metavar="MODEL", help="sts (its challenger) or sts@3")
+    answers = sub.add_mutually_exclusive_group()
+    add_approve(answers)
+    for answer, help in (("yes", "confirm what the rules promote"), ("no", "refuse it")):
+        answers.add_argument(f"--{answer}", dest="approve", action="store_const", const=answer, help=help)
     sub = add("predict", predict, "print the similarity of two texts, or the class of each")
     sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@challenger; a bare name is the champion, "
                                                     "else the challenger")
@@ -49,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     sub = add("ui", ui, "open the MLflow page on the project's store")
     sub.add_argument("--port", type=int, default=5000)
     return top
+
+
+def add_approve(to) -> None:
+    to.add_argument("--approve", choices=("auto", "ask"),
+                    help="promote what the rules promote, or ask a person first (gate.approval in params.yaml)")
 
 
 def main() -> None:
@@ -83,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with report.only_one(HOME / "run.lock"):
         report.clean_up()
-        return report.run(recipes, options.seeds)
+        return report.run(recipes, options.seeds, options.approve)
 
 
 def register(options: argparse.Namespace) -> None:
@@ -91,6 +103,13 @@ def register(options: argparse.Namespace) -> None:
     from flows import report
 
     report.register_finished(options.recipe)
+
+
+def promote(options: argparse.Namespace) -> None:
+    command.quiet()
+    from flows import promotion
+
+    print(promotion.promote(options.model, options.approve))
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -53,8 +53,11 @@ def content_sha256(path: Path) -> str:
 
 def read(model: Path) -> np.ndarray:
     """The keys beside a model; none where it was not trained here."""
-    path = model / FILE
-    return np.load(path, allow_pickle=False) if path.exists() else np.empty(0, np.uint64)
+    return load(model / FILE)
+
+
+def load(path: Path | None) -> np.ndarray:
+    return np.load(path, allow_pickle=False) if path and path.exists() else np.empty(0, np.uint64)
 
 
 def _normal(text: str) -> str:
