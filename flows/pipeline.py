@@ -51,9 +51,12 @@ def register_model(recipe: str) -> dict:
 
 
 @task(cache_policy=NO_CACHE)
-def decide_on(recipe: str, number: int, approve: str | None) -> str:
+def decide_on(recipe: str, number: int, approve: str | None) -> str | State:
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
-    state = promotion.decide(f"{recipe}@{number}", approve)[1]
+    try:
+        state = promotion.decide(f"{recipe}@{number}", approve)[1]
+    except InputError as error:
+        return Failed(message=str(error), data=error)
     get_run_logger().info("%s", promotion.text(recipe, number))
     return state
 

@@ -131,7 +131,9 @@ def decide(found: Evidence, rules: Rules) -> Decision:
         return _hold([Rule("another model", False, "other weights", "both have the same weights")])
     if found.test is None:
         return _hold([Rule("metric", False, f"{found.metric} of both", "missing")])
-    sound = [*_finite(found), *_sound(found, rules)]
+    if not (finite := _finite(found)).met:
+        return _hold([finite])
+    sound = [finite, *_sound(found, rules)]
     if closed := [rule for rule in sound if not rule.met]:
         return _hold(closed, sound)
     gain = Rule("gain", found.test.gain.low > rules.margin, f"above {rules.margin:g}", str(found.test.gain))
@@ -150,7 +152,7 @@ def _hold(missed: list[Rule], every: list[Rule] | None = None) -> Decision:
     return Decision("hold", "; ".join(f"{r.name}: {r.found}, asked: {r.limit}" for r in missed), every or missed)
 
 
-def _finite(found: Evidence) -> Iterator[Rule]:
+def _finite(found: Evidence) -> Rule:
     """max(nan, .5) is nan and not nan < .5 is True, so nothing is compared before this."""
     parts = {"test": found.test, **found.slices, **found.guards}
     numbers = [(f"{part} {side}", number) for part, comparison in parts.items()
@@ -159,7 +161,7 @@ def _finite(found: Evidence) -> Iterator[Rule]:
         ("registered score", found.registered), ("score now", found.now), ("milliseconds", found.milliseconds),
         ("megabytes", found.megabytes)) for side, value in pair._asdict().items() if value is not None]
     bad = [f"{name} is {value}" for name, value in numbers if not math.isfinite(value)]
-    yield Rule("finite", not bad, "every number is finite", bad[0] if bad else "yes")
+    return Rule("finite", not bad, "every number is finite", bad[0] if bad else "yes")
 
 
 def _sound(found: Evidence, rules: Rules) -> Iterator[Rule]:
