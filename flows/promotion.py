@@ -59,14 +59,14 @@ class Case:
         ours, theirs = challenger[1], champion[1] if champion else {}
         self.ours = self.stored("challenger", *challenger)
         self.theirs = self.stored("champion", *champion) if champion else self.base(ours)
-        self.seeds = seeds.trained(recipe) if seeds.weights(Path(), recipe) == ours["weights_sha256"] else []
+        self.seeds = seeds.trained(recipe) if seeds.weights(Path(), recipe) == ours.get("weights_sha256") else []
         self.check_tests(ours, theirs)
         rules = settings.gate.model_dump(exclude={"approval", "examples"})
         self.identity = provenance.digest([
             recipe, project.seed, project.threads, settings.evaluate.batch_size, rules, sorted(self.broken),
             [seeds.weights(folder, recipe) for folder in self.seeds],
             *([side[0].number, side[1].get("files_sha256"), {k: v for k, v in side[1].items() if k.startswith("test_")}]
-              if side else ["base", ours["base_model_sha256"]] for side in (challenger, champion))])
+              if side else ["base", ours.get("base_model_sha256")] for side in (challenger, champion))])
 
     def stored(self, who: str, version: Version, tags: Mapping) -> dict:
         """The verified files of a version and the keys of its training rows, as contest.Contestant has them."""
@@ -87,7 +87,7 @@ class Case:
             return {"folder": None, "seen": None}
         folder = Path(self.settings.base_model)
         weights = folder / "model.safetensors"
-        if not weights.exists() or provenance.sha256(weights) != tags["base_model_sha256"]:
+        if not weights.exists() or provenance.sha256(weights) != tags.get("base_model_sha256"):
             self.broken["base model"] = (f"{folder} is not the base model that {self.recipe}@"
                                          f"{self.challenger[0].number} was trained from")
         return {"folder": folder, "seen": folder / "seen.npy"}
@@ -111,7 +111,8 @@ class Case:
     def judge(self) -> dict:
         """The verdict's document; both models are scored where they may be compared."""
         ours, theirs = self.challenger[1], self.champion[1] if self.champion else {}
-        identical = ours["weights_sha256"] == theirs.get("weights_sha256", ours["base_model_sha256"])
+        other = theirs.get("weights_sha256") if self.champion else ours.get("base_model_sha256")
+        identical = ours.get("weights_sha256") == other
         examples: Mapping = {}
         known = {"metric": self.metric, "broken": self.broken, "identical": identical, "first": not self.champion}
         if not self.broken and not identical:

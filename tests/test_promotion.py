@@ -270,6 +270,30 @@ def test_rows_that_a_model_was_trained_on_are_left_out(store):
     assert (found["excluded"], found["test"].rows) == (3, 21)
 
 
+def test_other_seeds_of_the_same_training_widen_the_interval(store, shelf):
+    """A copy that was trained from another seed alone counts; one whose settings differ too does not."""
+    registry.set_alias(store, "sts", BAD, "champion")
+    promotion.decide("sts@1")
+    alone = verdict(store, GOOD)["evidence"]
+    try:
+        for seed, rate in ((43, 0.001), (44, 0.5)):
+            copy = shelf / f".evergreen/seeds/{seed}"
+            shutil.copytree(MODEL, copy / MODEL)
+            spoil(copy / MODEL)
+            lock = params.read(Path("dvc.lock"))
+            numbers = lock["stages"]["train@sts"]["params"]["params.yaml"]
+            numbers["seed"], numbers["recipes.sts.train"]["learning_rate"] = seed, rate
+            (copy / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+        registry.set_alias(store, "sts", BAD, "champion")
+        promotion.decide("sts@1")
+    finally:
+        shutil.rmtree(shelf / ".evergreen/seeds")
+    both = verdict(store, GOOD)["evidence"]
+    assert (alone["seeds"], both["seeds"]) == (1, 2)
+    widths = [found["test"]["gain"][2] - found["test"]["gain"][1] for found in (alone, both)]
+    assert widths[1] > 1.2 * widths[0] and both["test"]["gain"][0] < alone["test"]["gain"][0]
+
+
 def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen):
     done = evergreen("promote", "sts@1", "--yes")
     assert done.code == 0 and done.out.startswith("sts@1 against the base model: PROMOTE\n")
