@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 
-from flows import graph, preflight, seeds
+from flows import graph, preflight, promotion, seeds
 from steps import params, provenance, register, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError
@@ -24,10 +24,10 @@ def clean_up(prefect_home: str) -> None:
                     process.terminate()
 
 
-def run(names: list[str], count: int = 1) -> int:
+def run(names: list[str], count: int = 1, approve: str | None = None) -> int:
     """Runs the recipes and prints what came of it; where nothing is to do, no flow is started.
 
-    With a `count` above 1 each recipe is trained from that many seeds.
+    With a `count` above 1 each recipe is trained from that many seeds, and the verdict comes after the last.
     """
     began = time.monotonic()
     if "+changes" in (commit := provenance.git_commit()):
@@ -40,15 +40,17 @@ def run(names: list[str], count: int = 1) -> int:
         versions, code = {n: register.register(n) for n in names}, 0
     else:
         preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
-        versions, code = flow(names)
+        versions, code = flow(names, approve, decide=count == 1)
     for name, version in versions.items():
         print("\n" + table(name, version))
-    for name in versions if count > 1 else ():
-        try:
-            print("\n" + seeds.run(name, count))
-        except graph.StageFailed as error:
-            print(f"error: {error}", flush=True)
-            code = 1
+        if count > 1:
+            try:
+                print("\n" + seeds.run(name, count))
+            except graph.StageFailed as error:
+                print(f"error: {error}", flush=True)
+                code = 1
+                continue
+        print("\n" + promotion.promote(f"{name}@{version.number}", approve))
     print(f"\n{time.monotonic() - began:.0f} s; look at it in MLflow with: make ui")
     return code
 
@@ -66,11 +68,11 @@ def register_finished(name: str) -> None:
     print(table(name, register.register(name)))
 
 
-def flow(names: list[str]) -> tuple[dict[str, Version], int]:
+def flow(names: list[str], approve: str | None, decide: bool) -> tuple[dict[str, Version], int]:
     from flows import pipeline
 
     try:
-        done = pipeline.run(names)
+        done = pipeline.run(names, approve, decide)
     except graph.StageFailed as error:
         print(f"error: {error}", flush=True)
         return {}, 1

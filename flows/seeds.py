@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from flows import graph
-from steps import params, recipes, register, tracking
+from steps import params, provenance, recipes, register, tracking
 from steps.schema import InputError
 
 PLACE = Path(".evergreen/seeds")
@@ -44,6 +44,27 @@ def run(recipe: str, count: int) -> str:
                       *(f"  {name:<13}{summary[f'{key}.mean']:>8.4f} ± {summary[f'{key}.sd']:.4f}"
                         for name, key in (("model", f"test.{metric}.model"), ("gain", f"test.{metric}.gain"))),
                       f"  parent run   {parent}"])
+
+
+def trained(recipe: str) -> list[Path]:
+    """The copies that trained the recipe from another seed on what the workspace's own was trained on."""
+    def lock(folder: Path) -> dict | None:
+        entry = params.read(folder / "dvc.lock").get("stages", {}).get(f"train@{recipe}")
+        if entry is None or weights(folder, recipe) is None:
+            return None
+        numbers = {k: v for k, v in entry["params"]["params.yaml"].items() if k != "seed"}
+        return {"deps": {dep["path"]: dep["md5"] for dep in entry["deps"]}, "params": numbers}
+
+    if not Path("dvc.lock").exists() or (own := lock(Path())) is None:
+        return []
+    copies = sorted(path.parent for path in PLACE.glob("*/dvc.lock"))
+    return [folder for folder in copies if folder.name != str(params.load().seed) and lock(folder) == own]
+
+
+def weights(folder: Path, recipe: str) -> str | None:
+    """The sha256 of the recipe's weights in a copy of the project."""
+    path = folder / register.folders(recipe)["model"] / "model.safetensors"
+    return provenance.sha256(path) if path.exists() else None
 
 
 def spread(found: list[dict]) -> dict[str, float]:

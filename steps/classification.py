@@ -25,7 +25,7 @@ from steps.resuming import Resumable
 from steps.schema import InputError
 
 
-def load(path: Path, settings: schema.Recipe, new_head: bool = False) -> PreTrainedModel:
+def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer: Path | None = None) -> PreTrainedModel:
     """The classifier in `path`, with a new head where that is asked for; the names of the labels are in its config.
 
     Raises InputError where `path` has no head for these labels and none is to be made.
@@ -40,7 +40,7 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False) -> PreTrai
         ignore_mismatched_sizes=True, output_loading_info=True)
     if not new_head and (lacking := [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
         raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks {', '.join(sorted(lacking))}")
-    model.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
     return model
 

@@ -13,11 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from steps import batching, command, params, provenance, recipes, statistics, tasks
+from steps import batching, command, params, provenance, recipes, slicing, statistics, tasks
 from steps.schema import Evaluate, InputError, Recipe
-
-LENGTHS = ("short", "medium", "long")
-SMALLEST_SLICE = 10     # rows; of fewer nothing can be said
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -114,17 +111,9 @@ def intervals(statistic: Callable, labels: np.ndarray, predictions: Mapping[str,
 def slices(statistic: Callable, task: ModuleType, labels: np.ndarray, predictions: Mapping[str, np.ndarray],
            texts: Mapping[str, list[str]], settings: Recipe, seed: int) -> dict[str, dict]:
     """The deciding metric by length (thirds, in words), by label and by source, where a metric can be had there."""
-    words = np.array([sum(len(t.split()) for t in row) for row in zip(*(texts[c] for c in task.TEXTS), strict=True)])
-    third = np.searchsorted(np.quantile(words, [1 / 3, 2 / 3]), words)
-    parts = {f"length: {name}": third == number for number, name in enumerate(LENGTHS)}
-    parts |= {f"label: {name}": labels == place for place, name in enumerate(label_names(settings))}
-    parts |= {f"source: {name}": np.array(texts["source"]) == name for name in dict.fromkeys(texts.get("source", ()))}
     found = {}
-    for name, chosen in parts.items():
-        if chosen.sum() < SMALLEST_SLICE:
-            continue
-        # one class alone has no correlation; of it the share that is found says something
-        value = statistics.accuracy if name.startswith("label: ") else statistic
+    for name, chosen in slicing.parts(task, labels, texts, label_names(settings)).items():
+        value = statistics.accuracy if name.startswith(slicing.LABEL) else statistic
         score = intervals(value, labels[chosen], {who: p[chosen] for who, p in predictions.items()},
                           settings.evaluate, seed)
         if all(np.isfinite(v) for v in score.values()):

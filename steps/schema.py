@@ -188,6 +188,22 @@ class Recipe(Strict):
     prepare: Any
     train: Any
     evaluate: Evaluate
+    gate: Any                                       # gate.Rules: when a new model takes the champion's place
+
+    @field_validator("gate")
+    @classmethod
+    def _gate(cls, value: Any):
+        from steps import gate
+
+        return validate(gate.Rules, value, f"recipes.{cls.__module__.rpartition('.')[2]}.gate.")
+
+    @model_validator(mode="after")
+    def _guards_are_tasks(self):
+        known = list(self.tasks)[1:] if isinstance(self, Unlabelled) else list(self.tasks)
+        if unknown := [name for name in self.gate.guards if name not in known]:
+            raise ValueError(f"gate.guards names {unknown[0]!r}, which is no further task of the recipe; "
+                             f"those are: {', '.join(known) or 'none'}")
+        return self
 
     @field_validator("tasks")
     @classmethod

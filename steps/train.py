@@ -10,8 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from steps import checkpoint, command, params, provenance, recipes, tracking
+import numpy as np
+
+from steps import checkpoint, command, params, provenance, recipes, seen, tracking
 from steps.provenance import sha256
 from steps.schema import Recipe
 
@@ -55,6 +58,7 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
         if trainer.parts > 1:
             lineage["batches_computed_in_parts"] = trainer.parts
         kind.save(trained, model, {"lineage.json": json.dumps(lineage, indent=2) + "\n"})
+        write_seen(recipes.get(name), settings, data, base_model, model)
         curves.mkdir(parents=True, exist_ok=True)
         write_csv(curves / "loss.csv", history.loss)
         write_csv(curves / "epochs.csv", history.epochs)
@@ -103,6 +107,12 @@ def fingerprint(settings: Recipe, project: params.Project, data: Path, base_mode
            if path.is_relative_to(home)},
         "environment": provenance.environment(),
     }
+
+
+def write_seen(recipe: ModuleType, settings: Recipe, data: Path, base_model: Path, model: Path) -> None:
+    """Writes the keys of the rows that the model was trained on, selected by, or has from its base model."""
+    splits = [(data / "train.arrow", recipes.texts(recipe, settings.prepare)), (data / "dev.arrow", recipe.TASK.TEXTS)]
+    np.save(model / seen.FILE, seen.of_training(splits, base_model), allow_pickle=False)
 
 
 def parent(base_model: Path) -> dict:
