@@ -85,9 +85,8 @@ class DevScores(BaseEvaluator):
         embeddings = [embed(model, self.dataset[name + batching.IDS][:], self.batch_size) for name in self.task.TEXTS]
         scores = self.task.scores(embeddings, batching.labels(self.dataset))
         if collapsed(embeddings) or not math.isfinite(scores[self.primary_metric]):
-            raise InputError(f"dev {self.primary_metric} is {scores[self.primary_metric]} at step {steps}: the "
-                             "embeddings have collapsed or the dev labels are constant; lower train.learning_rate or "
-                             "mend the data")
+            raise InputError(f"dev {self.primary_metric} is {scores[self.primary_metric]}: the embeddings have "
+                             "collapsed or the dev labels are constant; lower train.learning_rate or mend the data")
         return scores
 
 
