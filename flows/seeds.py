@@ -101,13 +101,13 @@ def change(folder: Path, seed: int) -> None:
     """Writes the seed into the copy's params.yaml, and in full the paths of what was not copied with it."""
     from ruamel.yaml import YAML
 
-    yaml, path = YAML(), folder / params.PARAMS
-    values = yaml.load(path.read_text(encoding="utf-8"))
+    file, path = YAML(), folder / params.PARAMS
+    values = file.load(path.read_text(encoding="utf-8"))
     values["seed"] = seed
     for what in ("datasets", "base_models"):
         for entry in values[what]["local"].values():
             if not (folder / entry["path"]).exists() or ".." in Path(entry["path"]).parts:
                 entry["path"] = str(Path(entry["path"]).absolute())
-    with open(path, "w", encoding="utf-8") as file:
-        yaml.dump(values, file)
+    with open(path, "w", encoding="utf-8") as out:
+        file.dump(values, out)
 
