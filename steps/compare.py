@@ -65,7 +65,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def row(label: str, left: str, right: str) -> str:
-    return f"  {label:<32}{left:>24}{right:>24}"
+    return f"  {label:<32}{left:>28}  {right:>28}"
 
 
 def section(title: str, left: Mapping[str, str], right: Mapping[str, str], keys) -> list[str]:
@@ -93,7 +93,7 @@ def scores(left: Side, right: Side) -> list[str]:
 
 
 def interval(found: Mapping | None) -> str:
-    return f"{found['model']:.4f} ({found['model_low']:.4f} to {found['model_high']:.4f})"[:24] if found else "none"
+    return f"{found['model']:.4f} ({found['model_low']:.4f} to {found['model_high']:.4f})" if found else "none"
 
 
 def slices(left: Side, right: Side) -> list[str]:

@@ -183,6 +183,8 @@ def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters and tags of a run; both empty where it is gone."""
     from mlflow.exceptions import MlflowException
 
+    if not run_id:
+        return {}, {}
     try:
         data = found.get_run(run_id).data
     except MlflowException:

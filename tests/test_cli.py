@@ -26,7 +26,7 @@ def test_help_imports_no_heavy_library(project):
 
 def test_help_names_every_command_with_what_it_does(project):
     said = project.evergreen("--help", COLUMNS="200").stdout
-    named = dict(re.findall(r"^    (\w+) +(\S.*)$", said, re.MULTILINE))
+    named = dict(re.findall(r"^    (\w+)\s+(\S.*)$", said, re.MULTILINE))
     assert set(COMMANDS) <= set(named)
 
 

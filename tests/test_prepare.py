@@ -184,6 +184,7 @@ def test_triplets_cannot_be_taken_from_a_train_file_of_pairs(place):
     write(place, train="premise,hypothesis,label\na,b,0\nc,d,1\n", test=TRIPLETS + "a,b,c\nd,e,f\n")
     values = params.read(ROOT / "params.yaml")["recipes"]["nli"] | {"dataset": "raw", "suite": "raw", "tasks": {}}
     values["train"]["loss"], values["prepare"]["train_rows"] = "softmax", "pairs"
+    values["gate"]["guards"] = {}
     wanted = recipes.get("nli").Params.model_validate(values | {"base_model": "tiny"})
     with pytest.raises(InputError, match="raw has no dev file, and train's rows are not of its kind; declare it"):
         prepare.prepare(recipes.get("nli"), wanted, Path("prepared/nli"))

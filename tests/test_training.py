@@ -177,7 +177,8 @@ def test_a_student_of_other_dimensions_than_its_teacher_is_refused(small):
     recipe = small("multilingual")
     for split in ("train", "dev", "test"):
         Path(f"raw/{split}.parquet").unlink()
-        write_rows(Path(f"raw/{split}.csv"), [["english", "non_english"], ["a", "b"], ["c", "d"]])
+        write_rows(Path(f"raw/{split}.csv"), [["english", "non_english"], *(
+            [f"{split} {i}", f"{split} number {i}"] for i in range(20))])
     taught(Path("raw"), 16)
     prepare.prepare(recipes.get("multilingual"), recipe, Path("data"))
     with pytest.raises(InputError, match=r"^the teacher's vectors have 16 dimensions and the student's 32; choose a "
