@@ -179,10 +179,12 @@ def run_of(found, recipe: str, weights_sha256: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
-def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+def facts(found, run_id: str | None) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters and tags of a run; both empty where it is gone."""
     from mlflow.exceptions import MlflowException
 
+    if not run_id:      # a version that was made elsewhere may have none
+        return {}, {}
     try:
         data = found.get_run(run_id).data
     except MlflowException:
@@ -190,10 +192,12 @@ def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     return dict(data.params), dict(data.tags)
 
 
-def kept(found, run_id: str, path: str) -> Path | None:
+def kept(found, run_id: str | None, path: str) -> Path | None:
     """A file that was kept with a run, here; downloaded when the store is elsewhere. None where it is not there."""
     from mlflow.exceptions import MlflowException
 
+    if not run_id:
+        return None
     try:
         return Path(found.download_artifacts(run_id, path))
     except (MlflowException, OSError):

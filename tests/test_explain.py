@@ -1,5 +1,6 @@
 """The descent of a version: parents of parents, data, parameters, code, environment, decisions; text and card."""
 
+import json
 import re
 import shutil
 
@@ -88,9 +89,9 @@ def test_the_card_of_a_child_holds_its_parents(finished, tmp_path, environment, 
     first = register.register("sts")
     tags = tracking.client().get_model_version("sts", "1").tags
     path = project / "models/sts/lineage.json"
-    lineage = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(r'"base_model": \{.*?\},\n', '"base_model": {"recipe": "sts", "weights_sha256": "'
-                           + tags["weights_sha256"] + '"},\n', lineage, flags=re.DOTALL), encoding="utf-8")
+    lineage = json.loads(path.read_text(encoding="utf-8"))
+    lineage["base_model"] = {"recipe": "sts", "weights_sha256": tags["weights_sha256"]}
+    path.write_text(json.dumps(lineage), encoding="utf-8")
     second = register.register("sts")
     assert (first.number, second.number) == (1, 2)
     card = tracking.client().get_model_version("sts", "2").description
