@@ -131,9 +131,9 @@ def embed(options: argparse.Namespace) -> None:
     command.quiet()
     from steps import embed, history
 
-    warn(history.notice(options.model.partition("@")[0]))
     version, rows, dimension = embed.embed_file(options.model, options.input, options.output, options.column,
                                                 options.batch_size, options.append)
+    warn(history.notice(options.model.partition("@")[0]))
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
 
 

@@ -123,7 +123,7 @@ def read(path: Path) -> "tuple[dict, list[str], np.ndarray]":
             identity, texts = json.loads(table.schema.metadata[b"evergreen"]), table["text"].to_pylist()
             flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             vectors = flat.reshape(len(texts), -1) if texts else np.empty((0, identity["dimension"]), np.float32)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a whole file of vectors that `evergreen embed` wrote, or has lost what says "
                          f"which model made them ({error}); embed the texts anew") from None
     if vectors.ndim != 2 or vectors.shape[1] != identity.get("dimension"):
@@ -160,9 +160,9 @@ def _npy(path: Path, chunks, count: int, identity: dict) -> None:
 
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, identity["dimension"]))
     start = 0
-    for chunk, vectors in chunks:
-        out[start:start + len(chunk)] = vectors
-        start += len(chunk)
+    for _, vectors in chunks:
+        out[start:start + len(vectors)] = vectors
+        start += len(vectors)
     out.flush()
 
 

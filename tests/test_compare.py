@@ -42,7 +42,7 @@ def two(finished, tmp_path_factory, environment) -> Project:
 @pytest.fixture
 def said(two, inside, evergreen) -> str:
     inside(two)
-    done = evergreen("compare", "sts@1", "sts@2", "--sample", 40, "--neighbours", 3)
+    done = evergreen("compare", "sts@1", "sts@2", "--sample", 20, "--neighbours", 3)
     assert done.code == 0, done.err
     return done.out
 
@@ -58,10 +58,10 @@ def test_what_differs_is_shown_side_by_side(two, said):
 
 def test_the_neighbours_of_the_test_texts_are_compared_and_those_of_a_version_with_itself_are_all_the_same(
         said, evergreen):
-    share = re.search(r"neighbours: of the 3 nearest of 40 test texts, (\S+) % are the same", said)
+    share = re.search(r"neighbours: of the 3 nearest of 20 test texts, (\S+) % are the same", said)
     assert 0 < float(share[1]) < 100
-    same = evergreen("compare", "sts@2", "sts@2", "--sample", 40, "--neighbours", 3).out
-    assert "of the 3 nearest of 40 test texts, 100.0 % are the same under both; the nearest one is for 100.0 %" in same
+    same = evergreen("compare", "sts@2", "sts@2", "--sample", 20, "--neighbours", 3).out
+    assert "of the 3 nearest of 20 test texts, 100.0 % are the same under both; the nearest one is for 100.0 %" in same
     assert "parameters: no difference" in same and "examples: 0 of 24 predictions differ (0.0 %)" in same
 
 
