@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,7 @@ def writers(count: int, each: int) -> dict:
             if (now := history.in_charge(found, "sts")) is not None:
                 registry.verified(found, "sts", now)
                 seen += 1
+            time.sleep(0.05)
         return seen
 
     def look() -> dict:
