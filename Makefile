@@ -9,7 +9,16 @@ demo: setup
 	@.venv/bin/evergreen run sts
 
 test: setup
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+
+# The tests of the fault matrix, and docs/reliability.md from them.
+reliability: setup
+	@.venv/bin/python -m tests.matrix
+
+# Retrainings on a tiny model with kills at random moments, and what is left of them compared with what must be.
+N ?= 40
+soak: setup
+	@.venv/bin/python -m benchmarks.soak --runs $(N)
 
 lint: setup
 	@.venv/bin/ruff check .
@@ -38,4 +47,4 @@ lock: setup
 	$(COMPILE) --all-extras --output-file requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file requirements.train.lock pyproject.toml
 
-.PHONY: demo test lint ui setup lock
+.PHONY: demo test reliability soak lint ui setup lock

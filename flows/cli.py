@@ -32,8 +32,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="names from params.yaml, or: all")
     sub.add_argument("--seeds", type=int, default=1, metavar="N",
                      help="train from N seeds, the first of them params.yaml's, and show mean and spread (1)")
+    add_approve(sub)
+    sub = add("check", check, "look through the data of a recipe and say what would stop a run")
+    sub.add_argument("recipe", metavar="RECIPE")
     sub = add("register", register, "register what `dvc repro` made of a recipe")
     sub.add_argument("recipe", metavar="RECIPE")
+    sub = add("promote", promote, "decide whether a challenger takes the champion's place")
+    sub.add_argument("model", metavar="MODEL", help="sts (its challenger) or sts@3")
+    answers = sub.add_mutually_exclusive_group()
+    add_approve(answers)
+    for answer, help in (("yes", "confirm what the rules promote"), ("no", "refuse it")):
+        answers.add_argument(f"--{answer}", dest="approve", action="store_const", const=answer, help=help)
     sub = add("predict", predict, "print the similarity of two texts, or the class of each")
     sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@challenger; a bare name is the champion, "
                                                     "else the challenger")
@@ -72,6 +81,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_approve(to) -> None:
+    to.add_argument("--approve", choices=("auto", "ask"),
+                    help="promote what the rules promote, or ask a person first (gate.approval in params.yaml)")
+
+
 def main() -> None:
     """The console script. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     command.unblock()
@@ -105,9 +119,18 @@ def run(options: argparse.Namespace) -> int:
     for recipe in recipes:
         warn(history.notice(recipe))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with report.only_one(HOME / "run.lock"):
-        report.clean_up()
-        return report.run(recipes, options.seeds)
+    with command.only_one(HOME / "run", "this folder"):
+        report.clean_up(PREFECT["PREFECT_HOME"])
+        return report.run(recipes, options.seeds, options.approve)
+
+
+def check(options: argparse.Namespace) -> int:
+    command.quiet(offline=False)
+    from flows import check
+
+    found, folder = check.check(options.recipe)
+    print((folder / "report.txt").read_text(encoding="utf-8"), end="")
+    return 2 if found.stops else 0
 
 
 def register(options: argparse.Namespace) -> None:
@@ -117,6 +140,13 @@ def register(options: argparse.Namespace) -> None:
 
     warn(history.notice(options.recipe))
     report.register_finished(options.recipe)
+
+
+def promote(options: argparse.Namespace) -> None:
+    command.quiet()
+    from flows import promotion
+
+    print(promotion.promote(options.model, options.approve))
 
 
 def predict(options: argparse.Namespace) -> None:

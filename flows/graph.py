@@ -1,21 +1,23 @@
 """dvc.yaml -> the stages in order, which are stale, and one of them run; the only import of dvc."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from steps import command, params, tracking
 from steps.schema import InputError
 
-GRACE = 4.0         # seconds a stage gets to end after it was asked to, before it is asked harder
+GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
@@ -36,6 +38,10 @@ _stopped = threading.Event()
 
 class StageFailed(RuntimeError):
     """Raised when a stage's command fails for a reason that is not the user's input."""
+
+
+class StageKilled(StageFailed):
+    """Raised when a stage's process was ended by kill -9, as the kernel does where memory is short."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,65 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     In a `folder`, another copy of the project, all that the stage needs is brought up to date. `options` are those of
     `dvc repro`; another copy may need another `python` and environment `variables`.
 
-    The stage is a process group of its own, and every line it prints goes to `on_line` as it comes. Raises
-    InputError when the step refused its input, StageFailed when it failed or was stopped.
+    A stage that was killed from outside has one more try, which continues from its checkpoint. What was restored is
+    compared with its digests before anyone reads it, and made anew where the cache was damaged. Raises InputError when
+    the step refused its input, StageFailed when it failed or was stopped.
     """
+    def once() -> str:
+        return _reproduce(name, on_line, folder, options, python, variables)
+
+    try:
+        outcome = once()
+    except StageKilled as error:
+        on_line(f"{error}; once more")
+        outcome = once()
+    if outcome == "restored" and folder is None and (damaged := discard_damaged([name])):
+        for line in damaged:
+            on_line(line)
+        outcome = once()
+        if left := discard_damaged([name]):
+            raise StageFailed("\n".join(left))
+    return outcome
+
+
+def discard_damaged(names: list[str]) -> list[str]:
+    """Removes the stages' outputs whose objects in DVC's cache are not what their names say, which DVC trusts unread.
+
+    Returns a line for each; the stage is stale then, and runs again.
+    """
+    repo = _repo()
+    said = []
+    for out in (out for name in names for stage in repo.stage.collect(name) for out in stage.outs):
+        if not (out.hash_info and out.use_cache):
+            continue
+        whole, here = out.hash_info.value, Path(out.fs_path)
+        files = {whole: here}
+        if whole.endswith(".dir"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                listed = json.loads(Path(repo.cache.local.oid_to_path(whole)).read_text(encoding="utf-8"))
+                files |= {entry["md5"]: here / entry["relpath"] for entry in listed}
+        kept = {digest: Path(repo.cache.local.oid_to_path(digest)) for digest in files}
+        bad = [digest for digest, path in kept.items() if path.exists() and md5(path) != digest.removesuffix(".dir")
+               and not (files[digest].is_file() and md5(files[digest]) == digest)]
+        if bad:
+            said.append(f"{out.def_path}: damaged in DVC's cache ({', '.join(str(kept[d]) for d in bad)}); removed, to "
+                        "be made anew")
+            for digest in {*bad, whole}:
+                kept[digest].unlink(missing_ok=True)
+            shutil.rmtree(here) if here.is_dir() else here.unlink(missing_ok=True)
+    return said
+
+
+def md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, options: Iterable[str], python: str,
+               variables: Mapping[str, str]) -> str:
+    """The stage is a process group of its own, and every line it prints goes to `on_line` as it comes."""
     environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1"} | variables
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", **variables}
     options = [*options] if folder else ["--single-item", *options]
     with _lock:
         if _stopped.is_set():
@@ -141,23 +201,37 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     errors = [s.removeprefix("error: ") for s in said if s.startswith("error: ")]
     if errors and re.search(r"exited with 2$", "\n".join(said), re.MULTILINE):
         raise InputError("\n".join(errors))
+    if process.returncode == -signal.SIGKILL or re.search(r"exited with (-9|137)$", "\n".join(said), re.MULTILINE):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
+        raise StageKilled(f"{name} was killed by something outside, as happens where memory is short")
     raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
 
 
 @contextlib.contextmanager
 def lock_in_order(plan: list[Stage]) -> Iterator[None]:
-    """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first."""
-    from dvc.utils.serialize import modify_yaml
+    """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first.
+
+    Stages that still run when something goes wrong are ended first.
+    """
+    from dvc.utils.serialize import dump_yaml
 
     known = list(params.read(LOCK)["stages"]) if LOCK.exists() else []
     try:
         yield
+    except BaseException:
+        stop()
+        raise
     finally:
-        if LOCK.exists():
-            with modify_yaml(str(LOCK)) as values:
-                stages = values["stages"]
-                order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
-                values["stages"] = {name: stages[name] for name in order if name in stages}
+        with _repo().lock:
+            values = params.read(LOCK) if LOCK.exists() else {"stages": {}}
+            stages = values["stages"]
+            order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
+            values["stages"] = {name: stages[name] for name in order if name in stages}
+            if list(values["stages"]) != list(stages):
+                partial = LOCK.with_name(f".{LOCK.name}.partial")
+                dump_yaml(str(partial), values)
+                partial.replace(LOCK)
 
 
 def mend() -> None:

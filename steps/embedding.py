@@ -17,7 +17,10 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from steps import batching, recipes, schema, training
+from steps.resuming import Resumable
 from steps.schema import InputError
+
+COLLAPSED = 1e-6    # of their length, within which vectors of different texts are the same
 
 
 def encoder(path: Path, max_length: int, pooling: str) -> SentenceTransformer:
@@ -64,6 +67,12 @@ def outputs(model: SentenceTransformer, columns: Sequence[list[str]], batch_size
                   batch_size) for texts in columns]
 
 
+def collapsed(embeddings: Sequence[np.ndarray]) -> bool:
+    """Whether all texts have the same vector, or one that is not finite."""
+    vectors = np.concatenate(embeddings)
+    return not np.ptp(vectors, axis=0).max() > COLLAPSED * np.linalg.norm(vectors[0])
+
+
 class DevScores(BaseEvaluator):
     """The task's scores on the dev split, from the tokens that prepare left."""
 
@@ -75,13 +84,13 @@ class DevScores(BaseEvaluator):
     def __call__(self, model, output_path=None, epoch=-1, steps=-1) -> dict[str, float]:
         embeddings = [embed(model, self.dataset[name + batching.IDS][:], self.batch_size) for name in self.task.TEXTS]
         scores = self.task.scores(embeddings, batching.labels(self.dataset))
-        if not math.isfinite(scores[self.primary_metric]):
+        if collapsed(embeddings) or not math.isfinite(scores[self.primary_metric]):
             raise InputError(f"dev {self.primary_metric} is {scores[self.primary_metric]}: the embeddings have "
                              "collapsed or the dev labels are constant; lower train.learning_rate or mend the data")
         return scores
 
 
-class Trainer(SentenceTransformerTrainer):
+class Trainer(Resumable, SentenceTransformerTrainer):
     """The library's trainer, fed with batches of similar length."""
 
     def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, **kwargs):
@@ -96,12 +105,12 @@ class Trainer(SentenceTransformerTrainer):
         batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed,
                                                 drop_last, keys)
         if dataset is self.train_dataset:
-            self.data_collator.batches = batches
+            self.batches = self.data_collator.batches = batches
         return batches
 
 
 def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,
-                  scratch: Path, log: training.Log) -> tuple[Trainer, training.History]:
+                  scratch: Path, log: training.Log, parts: int = 1) -> tuple[Trainer, training.History]:
     """The library's trainer with the recipe's loss on data/train.arrow, ready to train.
 
     The loss on dev is of held-out text where data/held_out.arrow is there, of dev where its columns are train's.
@@ -113,17 +122,20 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     unseen = batching.load(path) if (path := data / "held_out.arrow").exists() else (
         dev_set if names == recipe.TASK.TEXTS else None)
     model = load(base_model, settings)
-    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, log)
+    history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, chosen.patience, log)
     collator = recipe.collator(model.tokenizer, settings, seed) if hasattr(recipe, "collator") else (
         batching.Collator(model.tokenizer.pad_token_id))
     no_duplicates = getattr(chosen, "no_duplicates", False)
+    smaller = recipe.in_parts(chosen, parts) if parts > 1 and hasattr(recipe, "in_parts") else None
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
-        model=model, train_dataset=train_set, eval_dataset=unseen, loss=recipe.loss(model, chosen, train_set),
+        model=model, train_dataset=train_set, eval_dataset=unseen,
+        loss=recipe.loss(model, smaller or chosen, train_set),
         args=SentenceTransformerTrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch)),
         evaluator=DevScores(recipe.TASK, dev_set, chosen.eval_batch_size, history.metric), data_collator=collator)
-    training.quiet(trainer, history, chosen.patience)
+    trainer.parts, trainer.by_rows = parts, smaller is None
+    training.follow(trainer, history)
     return trainer, history
 
 

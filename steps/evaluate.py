@@ -1,7 +1,7 @@
 """A model, what it is measured against and the frozen test splits -> metrics with intervals and every prediction.
 
 python -m steps.evaluate RECIPE DATA MODEL FOLDER
-python -m steps.evaluate RECIPE DATA MODEL FOLDER --reference       the model alone, trained by whomever
+python -m steps.evaluate --reference NAME FOLDER        one of `references` on its recipe's data, alone
 """
 
 import csv
@@ -13,18 +13,21 @@ from types import ModuleType
 
 import numpy as np
 
-from steps import batching, command, params, provenance, recipes, statistics, tasks
+from steps import batching, command, params, provenance, recipes, slicing, statistics, tasks
 from steps.schema import Evaluate, InputError, Recipe
-
-LENGTHS = ("short", "medium", "long")
-SMALLEST_SLICE = 10     # rows; of fewer nothing can be said
 
 
 def main(arguments: Sequence[str]) -> None:
-    recipe, data, model, folder, *reference = arguments
     provenance.check_environment()
     project = params.load()
-    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone=bool(reference))
+    alone = arguments[0] == "--reference"
+    if alone:
+        _, name, folder = arguments
+        recipe, model = project.references[name].recipe, project.references[name].model
+        data = f"data/prepared/{recipe}"
+    else:
+        recipe, data, model, folder = arguments
+    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone)
 
 
 def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, model: Path, folder: Path,
@@ -108,17 +111,9 @@ def intervals(statistic: Callable, labels: np.ndarray, predictions: Mapping[str,
 def slices(statistic: Callable, task: ModuleType, labels: np.ndarray, predictions: Mapping[str, np.ndarray],
            texts: Mapping[str, list[str]], settings: Recipe, seed: int) -> dict[str, dict]:
     """The deciding metric by length (thirds, in words), by label and by source, where a metric can be had there."""
-    words = np.array([sum(len(t.split()) for t in row) for row in zip(*(texts[c] for c in task.TEXTS), strict=True)])
-    third = np.searchsorted(np.quantile(words, [1 / 3, 2 / 3]), words)
-    parts = {f"length: {name}": third == number for number, name in enumerate(LENGTHS)}
-    parts |= {f"label: {name}": labels == place for place, name in enumerate(label_names(settings))}
-    parts |= {f"source: {name}": np.array(texts["source"]) == name for name in dict.fromkeys(texts.get("source", ()))}
     found = {}
-    for name, chosen in parts.items():
-        if chosen.sum() < SMALLEST_SLICE:
-            continue
-        # one class alone has no correlation; of it the share that is found says something
-        value = statistics.accuracy if name.startswith("label: ") else statistic
+    for name, chosen in slicing.parts(task, labels, texts, label_names(settings)).items():
+        value = statistics.accuracy if name.startswith(slicing.LABEL) else statistic
         score = intervals(value, labels[chosen], {who: p[chosen] for who, p in predictions.items()},
                           settings.evaluate, seed)
         if all(np.isfinite(v) for v in score.values()):

@@ -29,6 +29,11 @@ def uniform(seed: int, epoch: int, stream: int, rows: np.ndarray, sentence: np.n
         return (_mix(state[sentence] + golden * (place + 1).astype(np.uint64)) >> np.uint64(11)) * 2.0 ** -53
 
 
+def _by_draw(sentence: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """[n] the order by sentence, and within one by its draws; one whole number each, as sorting by two keys is slow."""
+    return np.argsort((sentence << 40) | (drawn * 2.0 ** 40).astype(np.int64), kind="stable")
+
+
 def words(kind: str, ratio: float, seed: int, epoch: int, rows: np.ndarray,
           counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is left of sentences of `counts` [b] words, in rows number `rows` [b].
@@ -49,14 +54,14 @@ def words(kind: str, ratio: float, seed: int, epoch: int, rows: np.ndarray,
     if kind in ("delete", "mask"):
         if (gone := np.minimum.reduceat(hit, starts)).any():        # the word with the highest draw stays
             last = np.flatnonzero(gone[sentence])
-            order = last[np.lexsort((drawn[last], sentence[last]))]
+            order = last[_by_draw(sentence[last], drawn[last])]
             hit[order[np.cumsum(counts[gone]) - 1]] = False
         if kind == "mask":
             return np.where(hit, MASKED, index), counts
         return index[~hit], counts - np.add.reduceat(hit, starts, dtype=counts.dtype)
     other = uniform(seed, epoch, 1, rows, sentence, place)
     if kind == "swap":
-        index[hit] = index[hit][np.lexsort((other[hit], sentence[hit]))]
+        index[hit] = index[hit][_by_draw(sentence[hit], other[hit])]
         return index, counts
     if kind == "insert":
         times = 1 + hit
@@ -90,7 +95,7 @@ def mask_tokens(ids: np.ndarray, ratio: float, seed: int, epoch: int, rows: np.n
     place = np.arange(len(sentence)) - starts[sentence]
     drawn, how, which = (uniform(seed, epoch, stream, rows, sentence, place) for stream in (2, 3, 4))
     hit = drawn < ratio
-    hit[np.lexsort((drawn, sentence))[starts]] = True
+    hit[_by_draw(sentence, drawn)[starts]] = True
     out = ids.copy()
     out[hit & (how < 0.8)] = mask_id
     chance = hit & (how >= 0.9)

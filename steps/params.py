@@ -1,7 +1,6 @@
 """params.yaml -> plain typed values, or an error that names key, value and rule."""
 
 import importlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Project(Strict):
     seed: Annotated[int, Field(ge=0)]
     threads: Positive
+    checkpoint_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     datasets: Datasets
     base_models: BaseModels
     published: Published = Field(default_factory=Published)
@@ -106,7 +106,9 @@ def read(path: Path = PARAMS) -> dict:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; "
                          "save the file as UTF-8") from None
-    except YAMLError as error:
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; it must be a file of keys and values") from None
+    except (YAMLError, ValueError) as error:    # ValueError: !!int of what is none, a date that no calendar has
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, not {type(values).__name__}")
@@ -127,12 +129,3 @@ def load(path: Path = PARAMS) -> Project:
         module = importlib.import_module(f"steps.recipes.{name}")
         recipes[name] = validate(module.Params, entry, f"recipes.{name}.", path)
     return validate(Project, {**values, "recipes": recipes}, "", path)
-
-
-def replace_seed(path: Path, seed: int) -> None:
-    """Writes another seed into a params.yaml; every other line stays as it is."""
-    text = path.read_text(encoding="utf-8")
-    changed, count = re.subn(r"^seed:.*$", f"seed: {seed}", text, flags=re.MULTILINE)
-    if count != 1:
-        raise InputError(f"{path} must have one line that begins with 'seed:'; it has {count}")
-    path.write_text(changed, encoding="utf-8")

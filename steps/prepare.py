@@ -10,14 +10,15 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
-from steps import command, params, provenance, reading, recipes, splitting, tasks, vocabulary
-from steps.schema import Columns, InputError, Recipe
+from steps import command, contract, decontamination, params, provenance, reading, recipes, splitting, tasks, vocabulary
+from steps.contract import Findings
+from steps.schema import InputError, Recipe
 
 SPLITS = ("train", "dev", "test")
-SHOWN = 10          # problems named before the rest is only counted
 CHUNK = 10_000      # rows tokenized and written together
 NOISED = 50         # sentences with their noise that people can read
 HELD_OUT = "held_out"
+Files = Mapping[str, list[Path]]        # those of each split
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,149 +32,178 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
 
     An Arrow file has the text columns, for each NAME of them NAME_input_ids (token ids with special tokens, cut at
     max_length), and `label` and `source` where there are such; text for noise also NAME_word_starts and `row`.
-    Raises InputError naming file, line and value of bad rows.
+    report.json counts what was found in the data, quarantine.csv and overlaps.csv list what was left out and why.
+    Raises InputError naming file, line and value of bad rows, where they are more than the contract allows, and every
+    other reason not to train on the data.
     """
-    dataset, suite, base_model = Path(settings.dataset), Path(settings.suite), Path(settings.base_model)
-    if hasattr(recipe, "check"):
-        recipe.check(base_model)
+    dataset = Path(settings.dataset)
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "tasks").mkdir(parents=True)
     try:
-        writer = Writer(base_model, settings.prepare.max_length, partial)
-        files = reading.splits(dataset)
-        if "train" not in files:
-            raise InputError(f"{dataset} has no train file; declare it under splits in params.yaml")
-        if getattr(recipe, "UNLABELLED", False):
-            sentences = islice(train_rows(recipe, settings.prepare, files["train"]), settings.prepare.limit)
-            share = settings.prepare.held_out
-            writer.write_text(sentences, share, getattr(recipe, "WORDS", False))
-            first = next(iter(settings.tasks.values()))
-            for split, name in (("dev", first.dev), ("test", first.test)):
-                writer.write(split, recipe.TASK.TEXTS, task_rows(first, suite, name))
-        else:
-            for split, rows in labelled(recipe, settings.prepare, dataset, files).items():
-                names = recipes.texts(recipe, settings.prepare) if split == "train" else recipe.TASK.TEXTS
-                writer.write(split, names, rows)
-        for name, entry in recipes.further_tasks(recipe, settings).items():
-            writer.write(f"tasks/{name}", tasks.get(entry.task).TEXTS, task_rows(entry, suite, entry.test))
-        if noise := getattr(settings.prepare, "noise", None):
-            writer.write_noised(noise)
+        found = fill(recipe, settings, partial, reading.splits(dataset), reading.splits(Path(settings.suite)))
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
-        summary = {"source": source, "splits": writer.rows}
-        (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        found.stops += contract.unlicensed(source.get("licence"), settings.contract)
+        found.refuse()
+        splits = {split: {key: counts[key] for key in ("rows", "truncated")} for split, counts in found.written.items()}
+        for name, values in (("summary", {"source": source, "splits": splits}), ("report", found.report())):
+            (partial / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n",
+                                                  encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def labelled(recipe: ModuleType, settings, dataset: Path, files: Mapping[str, list[Path]]) -> dict[str, list[dict]]:
+def fill(recipe: ModuleType, settings: Recipe, folder: Path, files: Files, suite: Files) -> Findings:
+    """Reads, checks and writes all rows; what speaks against training on them is among the findings' `stops`."""
+    (folder / "tasks").mkdir(parents=True)
+    found = Findings(settings.contract, folder)
+    try:
+        base_model = Path(settings.base_model)
+        if hasattr(recipe, "check"):
+            recipe.check(base_model)
+        if "train" not in files:
+            raise InputError(f"{settings.dataset} has no train file; declare it under splits in params.yaml")
+        _fill(recipe, settings, Writer(base_model, settings.prepare.max_length, folder, found), files, suite)
+    except InputError as error:
+        found.stops += str(error).splitlines()
+    return found
+
+
+def _fill(recipe: ModuleType, settings: Recipe, writer: "Writer", files: Files, suite: Files) -> None:
+    found, names, unlabelled = writer.found, recipes.texts(recipe, settings.prepare), recipes.unlabelled(recipe)
+    if unlabelled:
+        first = next(iter(settings.tasks.values()))
+        held = {split: (recipe.TASK, first, task_rows(first, settings, suite, name, split, found))
+                for split, name in (("dev", first.dev), ("test", first.test))}
+        train = islice(train_rows(recipe, settings, files["train"], found), settings.prepare.limit)
+    else:
+        splits = labelled(recipe, settings, files, found)
+        held = {split: (recipe.TASK, settings.prepare, splits[split]) for split in SPLITS[1:]}
+        train = splits["train"]
+        found.distribution("train", [e.get("label") for e in train], recipes.labels(recipe, settings.prepare))
+        found.repeats["train"] = decontamination.repeats(train, names)
+    for name, entry in recipes.further_tasks(recipe, settings).items():
+        split = f"tasks/{name}"
+        held[split] = (tasks.get(entry.task), entry, task_rows(entry, settings, suite, entry.test, split, found))
+    evaluation = decontamination.Evaluation(settings.contract, found)
+    for split, (task, entry, rows) in held.items():
+        found.distribution(split, [e.get("label") for e in rows], getattr(entry, "labels", ()))
+        found.repeats[split] = decontamination.repeats(rows, task.TEXTS)
+        evaluation.add(split, rows, task.TEXTS, single=1 in (len(names), len(task.TEXTS)))
+    train = evaluation.without(train, names)
+    if unlabelled:
+        writer.write_text(train, settings.prepare.held_out, getattr(recipe, "WORDS", False))
+        found.settle("train")
+    else:
+        writer.write("train", names, train)
+    if (count := found.written["train"]["rows"]) < settings.contract.min_rows:
+        found.stops.append(f"train has {count} rows, fewer than contract.min_rows ({settings.contract.min_rows})")
+    for split, (task, _, rows) in held.items():
+        writer.write(split, task.TEXTS, rows)
+    if noise := getattr(settings.prepare, "noise", None):
+        writer.write_noised(noise)
+
+
+def labelled(recipe: ModuleType, settings: Recipe, files: Files, found: Findings) -> dict[str, list[dict]]:
     """The rows of train, dev and test; a missing dev or test is taken from train, whole groups of equal texts."""
-    task = recipe.TASK
+    task, prepare = recipe.TASK, settings.prepare
     held_out = getattr(recipe, "held_out", task.example)
-    splits = {"train": list(islice(train_rows(recipe, settings, files["train"]), settings.limit))}
+    splits = {"train": list(islice(train_rows(recipe, settings, files["train"], found), prepare.limit))}
+    found.settle("train")
+    rules = contract.rules(prepare.columns, task.TEXTS, prepare, getattr(prepare, "labels", ()), settings.contract)
     for split in SPLITS[1:]:
         if split in files:
-            splits[split] = list(valid(files[split], settings.columns, settings.header,
-                                       lambda row: [held_out(row, settings)]))
+            splits[split] = [held_out(row, prepare) for row in contract.rows(
+                files[split], split, prepare.columns, prepare.header, rules, found)]
+            found.settle(split)
     if missing := [s for s in ("test", "dev") if s not in splits]:
-        if recipes.texts(recipe, settings) != task.TEXTS:
-            raise InputError(f"{dataset} has no {missing[0]} file, and train's rows are not of its kind; declare it "
-                             "under splits in params.yaml")
-        splits = splitting.split_off(splits, task.TEXTS, missing, settings.split)
-    if settings.subset:
-        splits = splitting.subset(splits, settings.subset)
-    for split, found in splits.items():
-        if len(found) < 2:
-            raise InputError(f"{dataset}: the {split} split has {len(found)} rows; a metric needs at least 2: "
+        if recipes.texts(recipe, prepare) != task.TEXTS:
+            raise InputError(f"{settings.dataset} has no {missing[0]} file, and train's rows are not of its kind; "
+                             "declare it under splits in params.yaml")
+        splits = splitting.split_off(splits, task.TEXTS, missing, prepare.split)
+    if prepare.subset:
+        splits = splitting.subset(splits, prepare.subset)
+    for split, rows in splits.items():
+        if len(rows) < 2:
+            raise InputError(f"{settings.dataset}: the {split} split has {len(rows)} rows; a metric needs at least 2: "
                              "give the data set more rows, or change prepare.split in params.yaml")
     return {s: splits[s] for s in SPLITS}
 
 
-def train_rows(recipe: ModuleType, settings, files: list[Path]) -> Iterator[dict]:
-    """Every row of train's files as the recipe's examples, one after the other."""
-    columns = recipe.columns(settings) if hasattr(recipe, "columns") else settings.columns
-    return valid(files, columns, settings.header, lambda row: recipes.examples(recipe, row, settings))
+def train_rows(recipe: ModuleType, settings: Recipe, files: list[Path], found: Findings) -> Iterator[dict]:
+    """Every good row of train's files as the recipe's examples, one after the other."""
+    columns, prepare = recipes.columns(recipe, settings.prepare), settings.prepare
+    rules = contract.rules(columns, recipes.texts(recipe, prepare), prepare, recipes.labels(recipe, prepare),
+                           settings.contract, documents=recipes.unlabelled(recipe))
+    for row in contract.rows(files, "train", columns, prepare.header, rules, found):
+        yield from recipes.examples(recipe, row, prepare)
 
 
-def task_rows(entry, suite: Path, split: str) -> list[dict]:
-    files = reading.splits(suite)
-    if split not in files:
-        raise InputError(f"{suite} has no split {split!r}, which tasks in params.yaml ask for; it has "
-                         f"{', '.join(files)}: declare it under splits")
+def task_rows(entry, settings: Recipe, suite: Files, name: str, split: str, found: Findings) -> list[dict]:
+    """The good rows of the suite's split `name`, which is the recipe's `split`."""
+    if name not in suite:
+        raise InputError(f"{settings.suite} has no split {name!r}, which tasks in params.yaml ask for; it has "
+                         f"{', '.join(suite)}: declare it under splits")
     task = tasks.get(entry.task)
-    found = list(valid(files[split], entry.columns, entry.header, lambda row: [task.example(row, entry)]))
-    if len(found) < 2:
-        raise InputError(f"{files[split][0]} has {len(found)} rows; a metric needs at least 2")
-    return found
-
-
-def valid(files: list[Path], columns: Columns, header: list[str] | None, examples) -> Iterator[dict]:
-    """The examples of every row; the bad rows are named together, after the last."""
-    problems, any_row = [], False
-    for path in files:
-        for line, row in reading.rows(path, columns.wanted(), header):
-            any_row = True
-            try:
-                found = examples(row)
-            except ValueError as error:
-                problems.append(f"{path}:{line}: {error}")
-            else:
-                if not problems:
-                    yield from found
-    if problems:
-        more = [f"and {len(problems) - SHOWN} more rows"] if len(problems) > SHOWN else []
-        raise InputError("\n".join(problems[:SHOWN] + more))
-    if not any_row:
-        raise InputError(f"{files[0]} has no rows" + ("" if header else " below its header"))
+    rules = contract.rules(entry.columns, task.TEXTS, entry, getattr(entry, "labels", ()), settings.contract)
+    rows = [task.example(row, entry) for row in contract.rows(
+        suite[name], split, entry.columns, entry.header, rules, found)]
+    found.settle(split)
+    if len(rows) < 2:
+        raise InputError(f"{suite[name][0]} has {len(rows)} good rows; a metric needs at least 2")
+    return rows
 
 
 class Writer:
     """Tokenizes rows and writes them as Arrow streams into a folder, a chunk at a time."""
 
-    def __init__(self, base_model: Path, max_length: int, folder: Path):
+    def __init__(self, base_model: Path, max_length: int, folder: Path, found: Findings):
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=True)
         if self.tokenizer.pad_token_id is None:
             raise InputError(f"{base_model}: its tokenizer has no padding token; choose an encoder that has one")
         vocabulary.check(base_model, self.tokenizer)
-        self.max_length, self.folder = max_length, folder
-        self.rows: dict[str, dict[str, int]] = {}
+        self.base_model, self.max_length, self.folder, self.found = base_model, max_length, folder, found
 
     def write(self, name: str, texts: Iterable[str], rows: Iterable[dict], words: bool = False) -> None:
-        """Writes rows to NAME.arrow and counts rows and cut texts under NAME."""
+        """Writes rows to NAME.arrow and counts rows, cut texts and unknown tokens under NAME."""
         import pyarrow as pa
 
         rows, texts = iter(rows), tuple(texts)
-        count = cut = 0
+        counts, self.example = dict.fromkeys(("rows", "texts", "truncated", "tokens", "unknown"), 0), None
         writer = None
         with pa.OSFile(str(self.folder / f"{name}.arrow"), "wb") as sink:
             while chunk := list(islice(rows, CHUNK)):
-                table, shortened = self._table(chunk, texts, words)
+                table = self._table(chunk, texts, words, counts)
                 writer = writer or pa.ipc.new_stream(sink, table.schema)
                 writer.write_table(table)
-                count, cut = count + len(table), cut + shortened
+                counts["rows"] += len(table)
             if writer:
                 writer.close()
-        if count == 0:
+        if counts["rows"] == 0:
             raise InputError(f"no row is left for {name}; look at the data and at prepare in params.yaml")
-        self.rows[name] = {"rows": count, "truncated": cut}
-        print(f"{name}: {count} rows, {cut} texts cut at {self.max_length} tokens", flush=True)
+        self.found.tokenized(name, counts, self.example, str(self.base_model))
+        print(f"{name}: {counts['rows']} rows, {counts['truncated']} texts cut at {self.max_length} tokens", flush=True)
 
-    def _table(self, chunk: list[dict], texts: tuple[str, ...], words: bool):
+    def _table(self, chunk: list[dict], texts: tuple[str, ...], words: bool, counts: dict[str, int]):
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        table, cut = {}, 0
+        table, unknown, special = {}, self.tokenizer.unk_token_id, self.tokenizer.num_special_tokens_to_add()
         for column in texts:
             strings = [e[column] for e in chunk]
             found = self.tokenizer(strings, truncation=False, return_attention_mask=False,
                                    return_token_type_ids=False, verbose=False)
             long = sum(len(i) > self.max_length for i in found["input_ids"])
-            cut += long
+            strange = [i.count(unknown) for i in found["input_ids"]]
+            for key, value in (("texts", len(strings)), ("truncated", long), ("unknown", sum(strange)),
+                               ("tokens", sum(map(len, found["input_ids"])) - special * len(strings))):
+                counts[key] += value
+            if self.example is None and any(strange):
+                self.example = strings[max(range(len(strange)), key=strange.__getitem__)]
             if long:
                 found = self.tokenizer(strings, truncation=True, max_length=self.max_length)
             table[column] = pa.array(strings, pa.string())
@@ -197,9 +227,8 @@ class Writer:
                 table[extra] = pa.array([e[extra] for e in chunk], kind)
         table = pa.table(table)
         if "row" in chunk[0]:       # of some sentences, of control characters alone, the tokenizer leaves nothing
-            special = self.tokenizer.num_special_tokens_to_add()
             table = table.filter(pc.greater(pc.list_value_length(table[f"{texts[0]}_input_ids"]), special))
-        return table, cut
+        return table
 
     def write_text(self, sentences: Iterator[dict], share: float, words: bool) -> None:
         """Numbers the sentences and writes them as train; of every 1 / share one is held out, until a chunk is full."""
@@ -216,8 +245,8 @@ class Writer:
         self.write("train", ["text"], numbered(), words)
         if every:
             if not kept:
-                raise InputError(f"{self.rows['train']['rows']} sentences are too few to hold out a share of {share}; "
-                                 "give more text or set prepare.held_out to 0")
+                raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
+                                 f"{share}; give more text or set prepare.held_out to 0")
             self.write(HELD_OUT, ["text"], kept, words)
 
     def write_noised(self, noise) -> None:

@@ -39,7 +39,8 @@ def git_commit() -> str:
     head = git("rev-parse", "HEAD")
     if head is None:
         return "none"
-    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock") else "")
+    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock",
+                       ":!published/dvc.lock") else "")
 
 
 def environment() -> str:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from steps.params import InputError
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 BATCH = 1000        # rows of a Parquet file held at once
+FIELD = 10_000_000  # characters of a field; where one seems longer, a quote was not closed
 
 
 def splits(dataset: Path) -> dict[str, list[Path]]:
     """{split: its files, in their order} of a data set's folder."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(dataset.glob("*"), key=lambda p: [int(x) if x.isdigit() else 0 for x in p.name.split(".")]):
+    for path in sorted(sorted(dataset.glob("*")), key=lambda p: [int(x) if x.isdigit() else 0
+                                                                 for x in p.name.split(".")]):
         if path.name != "source.json":
             found.setdefault(path.name.split(".")[0], []).append(path)
     if not found:
@@ -61,17 +64,24 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[int, Mapping]]:
     # csv ends a row at a lone carriage return too; io.StringIO splits lines as it wants them
-    reader = csv.reader((part for line in _lines(path) for part in io.StringIO(line, newline="")),
+    csv.field_size_limit(FIELD)
+    raw: list[str] = []
+    reader = csv.reader((raw.append(part) or part for line in _lines(path) for part in io.StringIO(line, newline="")),
                         delimiter=delimiter, strict=True)
     line = 0
     try:
         names = list(header) if header else next(reader, [])
         _check_columns(path, names, columns)
         line = reader.line_num
+        raw.clear()
         for fields in reader:
-            line, start = reader.line_num, line + 1
+            line, start, lines = reader.line_num, line + 1, raw.copy()
+            raw.clear()
             if not fields:
                 continue
+            if len(lines) > 1 and all(_separators(each, delimiter) == len(names) - 1 for each in lines):
+                raise InputError(f"{path}:{start}: a quote joins lines {start} to {line} to one row, and each of them "
+                                 "looks like a row; a text with quotes in it is quoted, its quotes doubled")
             if len(fields) != len(names):
                 raise InputError(f"{path}:{start}: {len(fields)} fields where the header has {len(names)}; "
                                  "quote a text that holds the separator")
@@ -79,6 +89,11 @@ def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[in
     except csv.Error as error:
         raise InputError(f"{path}:{line + 1}: {error}; a text with quotes in it is quoted, its quotes doubled, "
                          "and every quote is closed") from None
+
+
+def _separators(line: str, delimiter: str) -> int:
+    """How many of the delimiters in a line separate fields: in prose a blank follows."""
+    return len(re.findall(rf"{delimiter}(?! )", line))
 
 
 def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps import command, explain, params, plots, provenance, recipes, registry, scores, tracking
+from steps import command, explain, params, plots, provenance, recipes, registry, scores, seen, tracking
 from steps.registry import Version
 from steps.schema import InputError, Recipe
 
@@ -20,6 +20,12 @@ def main(arguments: Sequence[str]) -> None:
     recipe, = arguments
     version = register(recipe)
     print(f"{recipe}: version {version.number} {'registered' if version.created else 'is registered already'}")
+
+
+def get_ready() -> None:
+    """Opens the store and imports what registering takes seconds to. Raises InputError where there is no store."""
+    tracking.client()
+    import sentence_transformers  # noqa: F401
 
 
 def folders(recipe: str) -> dict[str, Path]:
@@ -69,10 +75,14 @@ def register(recipe: str) -> Version:
             "evaluation_sha256": evaluation,
             "git_commit": provenance.git_commit(),
             "dvc_lock_sha256": provenance.sha256(DVC_LOCK) if DVC_LOCK.exists() else "none",
-            "params_sha256": provenance.digest([project.seed, project.threads, settings.model_dump()]),
+            "params_sha256": provenance.digest([project.seed, project.threads, settings.model_dump(exclude={"gate"})]),
             "environment_sha256": provenance.environment(),
             **tracking.dataset_tags(summary["source"]),
             "test_sha256": provenance.sha256(at["data"] / "test.arrow"),
+            "test_content_sha256": seen.content_sha256(at["data"] / "test.arrow"),
+            "test_rows": str(metrics["rows"]),
+            "tasks_sha256": provenance.folder_sha256(at["data"] / "tasks"),
+            "seen_sha256": provenance.sha256(at["model"] / seen.FILE),
             "base_model": settings.base_model,
             "base_model_revision": base.get("revision") or base.get("recipe") or "local",
             "base_model_sha256": base["weights_sha256"],
@@ -85,7 +95,8 @@ def register(recipe: str) -> Version:
         card = model_card(recipe, settings, project, tags, metrics, lineage, run_id)
         images = plots.draw(recipe, settings.kind, at["curves"], at["test"], Path(".evergreen/plots") / recipe)
         hashes = {f"dvc.{k}": v for k, v in dvc_hashes(recipe).items()}
-        files = [at["test"] / name for name in ("metrics.json", "predictions.csv", "tasks.csv")]
+        files = [at["model"] / seen.FILE,
+                 *(at["test"] / name for name in ("metrics.json", "predictions.csv", "tasks.csv"))]
         tracking.publish(found, run_id, flat_metrics(metrics),
                          [*files, params.PARAMS, DVC_LOCK, *provenance.LOCKS, *images], {"model_card.md": card},
                          tags | hashes)

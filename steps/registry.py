@@ -100,6 +100,32 @@ def say(found, recipe: str, number: int, line: str) -> None:
     found.update_model_version(recipe, str(number), f"{card.rstrip()}\n{line}\n")
 
 
+def find(found, recipe: str, which: str) -> tuple[Version, Mapping[str, str]] | None:
+    """A version, by number or alias, and its tags."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = (found.get_model_version(recipe, which) if which.isdigit() else
+                   found.get_model_version_by_alias(recipe, which))
+    except MlflowException:
+        return None
+    return read_version(found, recipe, version.version), version.tags
+
+
+def artifact(found, version: Version, path: str, sha256: str | None) -> Path:
+    """A file of the version's run. Raises InputError where it is not the one of that digest."""
+    from mlflow.exceptions import MlflowException
+
+    who = f"{version.recipe}@{version.number}"
+    try:
+        file = Path(found.download_artifacts(version.run_id, path))
+    except (MlflowException, OSError):
+        raise InputError(f"{who}: its run has no {path}; register it again: evergreen run {version.recipe}") from None
+    if provenance.sha256(file) != sha256:
+        raise InputError(f"{who}: {path} of its run is not the one it was registered with; restore it from a backup")
+    return file
+
+
 def read_version(found, recipe: str, number: int | str, created: bool = False) -> Version:
     version = found.get_model_version(recipe, str(number))
     return Version(recipe, int(version.version), version.run_id, list(version.aliases), created)

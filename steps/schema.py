@@ -1,5 +1,6 @@
 """The entries of params.yaml as strict types: recipes and tasks; sources.py has where data comes from."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PARAMS = Path("params.yaml")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONG = 100          # characters of a section of params.yaml above which an error does not repeat it
 
 
@@ -35,12 +37,15 @@ def _inside(value: str) -> str:
 
 
 Name = _checked(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name has letters, digits, '_', '-' and '.' only")
+SplitName = _checked(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a split's name has letters, digits, '_' and '-' only: what "
+                     "follows a '.' in a file's name says which of several files it is")
 Sha256 = _checked(r"[0-9a-f]{64}", "must be a sha256: 64 hexadecimal digits")
 Commit = _checked(r"[0-9a-f]{40}", "must be a commit hash: 40 hexadecimal digits, not a branch or tag; write the "
                   "present one with: evergreen pin NAME")
 InsidePath = Annotated[str, AfterValidator(_inside)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Part = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Columns(Strict):
@@ -53,23 +58,22 @@ class Columns(Strict):
 
 
 def texts(row: Mapping[str, str], columns: Columns, names: Sequence[str]) -> dict[str, str]:
-    """The row's texts under the recipe's names, and its source. Raises ValueError where a text is empty."""
-    for name in names:
-        column = getattr(columns, name)
-        if not row[column].strip():
-            raise ValueError(f"{column} = {row[column]!r} is empty; write the text or remove the row")
+    """The row's texts under the recipe's names, and its source."""
     found = {name: row[getattr(columns, name)] for name in names}
     return found if columns.source is None else {**found, "source": row[columns.source]}
 
 
-def label(row: Mapping[str, str], column: str, labels: Sequence[str]) -> int:
-    """The place of the row's label among `labels`, given by name or by place. Raises ValueError where it is neither."""
-    text = row[column].strip()
+def label(text: str, labels: Sequence[str]) -> int | None:
+    """The place of a label among `labels`, given by name or by place; None where it is neither."""
     for known in (list(labels), [str(place) for place in range(len(labels))]):
-        if text in known:
-            return known.index(text)
-    raise ValueError(f"{column} = {text!r} is not a label of the schema; labels are {', '.join(labels)}, "
-                     f"or their places 0 to {len(labels) - 1}")
+        if text.strip() in known:
+            return known.index(text.strip())
+    return None
+
+
+def number(text: str) -> float:
+    """The number that a text writes out; nan where it writes none: "1,5", "4.", "inf" and "" are none."""
+    return float(text) if NUMBER.fullmatch(text.strip()) else math.nan
 
 
 class Split(Strict):
@@ -101,6 +105,24 @@ class Prepare(Strict):
     max_length: Annotated[int, Field(ge=8)]         # tokens
     limit: Positive | None = None                   # the first so many rows of train
     subset: Subset | None = None
+
+
+class Contract(Strict):
+    """What a recipe's data must be besides what its columns say; more than is allowed stops the run before training.
+
+    bad_rows is a share of a split's rows, unknown of its tokens, truncated of its texts, leaked of an evaluation
+    split's rows: those that stand in train too. similarity is the Jaccard similarity of near-duplicates.
+    """
+
+    licences: list[str] | None                      # those allowed; any that is stated where null
+    min_rows: Positive                              # of train
+    max_characters: Positive                        # of a text
+    bad_rows: Share
+    unknown: Part
+    truncated: Part
+    leaked: Part
+    near_duplicates: Literal["report", "drop"]
+    similarity: Annotated[float, Field(ge=0.5, le=1.0)]
 
 
 class Train(Strict):
@@ -162,9 +184,26 @@ class Recipe(Strict):
     base_model: InsidePath
     suite: InsidePath                               # the data set that `tasks` are taken from
     tasks: dict[Name, Any] = {}
+    contract: Contract
     prepare: Any
     train: Any
     evaluate: Evaluate
+    gate: Any                                       # gate.Rules: when a new model takes the champion's place
+
+    @field_validator("gate")
+    @classmethod
+    def _gate(cls, value: Any):
+        from steps import gate
+
+        return validate(gate.Rules, value, f"recipes.{cls.__module__.rpartition('.')[2]}.gate.")
+
+    @model_validator(mode="after")
+    def _guards_are_tasks(self):
+        known = list(self.tasks)[1:] if isinstance(self, Unlabelled) else list(self.tasks)
+        if unknown := [name for name in self.gate.guards if name not in known]:
+            raise ValueError(f"gate.guards names {unknown[0]!r}, which is no further task of the recipe; "
+                             f"those are: {', '.join(known) or 'none'}")
+        return self
 
     @field_validator("tasks")
     @classmethod

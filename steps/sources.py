@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Commit, InsidePath, Name, Sha256, Strict
+from steps.schema import Commit, InsidePath, Name, Sha256, SplitName, Strict
 
 
 class Source(Strict):
@@ -16,7 +16,7 @@ class Source(Strict):
     url: str | None = None
     files: list[InsidePath] = Field(default_factory=list)
     sha256: dict[InsidePath, Sha256] = Field(default_factory=dict)
-    licence: str
+    licence: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _complete(self):
@@ -38,7 +38,7 @@ class Source(Strict):
 
 class LocalModel(Strict):
     path: str
-    licence: str
+    licence: Annotated[str, Field(min_length=1)]
 
 
 # One file or several, which are read one after the other.
@@ -48,7 +48,7 @@ Files = Annotated[list[InsidePath], BeforeValidator(lambda v: [v] if isinstance(
 class Splits(Strict):
     """Which file is which split: train, dev and test have their meaning, others are for `tasks`."""
 
-    splits: dict[Name, Files]
+    splits: dict[SplitName, Files]
 
     def split_files(self) -> list[str]:
         return [file for files in self.splits.values() for file in files]
@@ -68,7 +68,15 @@ class RemoteDataset(Splits, Source):
 
 
 class LocalDataset(LocalModel, Splits):
-    pass
+    """`sha256` of a file, where given, says that it is whole and unchanged."""
+
+    sha256: dict[InsidePath, Sha256] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _hashes_are_of_its_files(self):
+        if other := [f for f in self.sha256 if f not in self.split_files()]:
+            raise ValueError(f"sha256 names {other[0]!r}, which is not among splits")
+        return self
 
 
 class Sources(Strict):

@@ -147,7 +147,7 @@ def describe(found, run_id: str, settings: Recipe, project: params.Project, summ
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
-    flat = {"seed": project.seed, "threads": project.threads} | params.flatten(settings.model_dump())
+    flat = {"seed": project.seed, "threads": project.threads} | params.flatten(settings.model_dump(exclude={"gate"}))
     source = summary["source"]
     tags = {
         "git_commit": provenance.git_commit(), **dataset_tags(source),
@@ -179,11 +179,11 @@ def run_of(found, recipe: str, weights_sha256: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
-def facts(found, run_id: str | None) -> tuple[dict[str, str], dict[str, str]]:
+def facts(found, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
     """Parameters and tags of a run; both empty where it is gone."""
     from mlflow.exceptions import MlflowException
 
-    if not run_id:      # a version that was made elsewhere may have none
+    if not run_id:
         return {}, {}
     try:
         data = found.get_run(run_id).data
@@ -192,12 +192,10 @@ def facts(found, run_id: str | None) -> tuple[dict[str, str], dict[str, str]]:
     return dict(data.params), dict(data.tags)
 
 
-def kept(found, run_id: str | None, path: str) -> Path | None:
+def kept(found, run_id: str, path: str) -> Path | None:
     """A file that was kept with a run, here; downloaded when the store is elsewhere. None where it is not there."""
     from mlflow.exceptions import MlflowException
 
-    if not run_id:
-        return None
     try:
         return Path(found.download_artifacts(run_id, path))
     except (MlflowException, OSError):

@@ -7,15 +7,18 @@ import csv
 import importlib
 import json
 import os
-import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from steps import command, params, provenance, recipes, tracking
+import numpy as np
+
+from steps import checkpoint, command, params, provenance, recipes, seen, tracking
 from steps.provenance import sha256
 from steps.schema import Recipe
 
-SCRATCH = Path(".evergreen/checkpoints")
+CHECKPOINTS = Path(".evergreen/checkpoints")      # outside the outputs, which DVC removes before a stage runs
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,22 +41,78 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
     kind = importlib.import_module(f"steps.{settings.kind}")
     base_model = Path(settings.base_model)
     summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
+    hardware = training.hardware(settings.train.precision)
     with tracking.training_run(name, settings, project, summary) as run:
-        scratch = SCRATCH / name
-        shutil.rmtree(scratch, ignore_errors=True)
-        trainer, history = kind.build_trainer(
-            recipes.get(name), settings, project.seed, data, base_model, scratch, run.log)
-        trainer.train()
-        shutil.rmtree(scratch, ignore_errors=True)
-        trained = trainer.model
+        def build(parts: int):
+            trainer = kind.build_trainer(recipes.get(name), settings, project.seed, data, base_model,
+                                         CHECKPOINTS / name, run.log, parts)[0]
+            trainer.checkpoints = checkpoint.Checkpoints(
+                CHECKPOINTS / name, project.checkpoint_seconds,
+                fingerprint(settings, project, data, base_model, hardware))
+            return trainer
+
+        trainer = fit(build)
+        trained, history = trainer.model, trainer.history
         lineage = {"recipe": name, "base_model": parent(base_model), "dataset": summary["source"],
                    "vocabulary_sha256": provenance.digest(trained.tokenizer.get_vocab())}
+        if trainer.parts > 1:
+            lineage["batches_computed_in_parts"] = trainer.parts
         kind.save(trained, model, {"lineage.json": json.dumps(lineage, indent=2) + "\n"})
+        write_seen(recipes.get(name), settings, data, base_model, model)
         curves.mkdir(parents=True, exist_ok=True)
         write_csv(curves / "loss.csv", history.loss)
         write_csv(curves / "epochs.csv", history.epochs)
-        run.finish(sha256(model / "model.safetensors"), history.table(), training.hardware(settings.train.precision))
+        trainer.checkpoints.clear()
+        run.finish(sha256(model / "model.safetensors"), history.table(), hardware)
     print(history.table(), flush=True)
+
+
+def fit(build: Callable):
+    """The trainer that `build(parts)` made, trained: from the newest checkpoint on, to the bits that a training
+    without an interruption has. Where memory is too small, once more with each batch computed in two parts."""
+    from steps import resuming
+
+    parts = 1
+    while True:
+        trainer = build(parts)
+        at = trainer.checkpoints.newest()
+        if at and (parts := max(parts, resuming.parts(at))) != trainer.parts:
+            trainer = build(parts)
+        try:
+            trainer.run(at)
+            return trainer
+        except Exception as error:
+            if parts > 1 or not resuming.out_of_memory(error):
+                raise
+        del trainer
+        resuming.free_memory()
+        parts = 2
+        checkpoint.say("out of memory: once more from the last checkpoint, with each batch computed in two parts; the "
+                       "model will say so, for its bits are not those of one whose batches fit")
+
+
+def fingerprint(settings: Recipe, project: params.Project, data: Path, base_model: Path,
+                hardware: Mapping[str, str]) -> dict[str, str]:
+    """What the bits of this training depend on; the code is what this process has loaded of it."""
+    home = Path(__file__).parent
+    code = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    values = {"seed": project.seed, "threads": project.threads, "base_model": settings.base_model,
+              "prepare": settings.prepare.model_dump(), "train": settings.train.model_dump()}
+    return {
+        **{key: str(value) for key, value in params.flatten(values).items()}, **hardware,
+        **{path.name: sha256(path) for path in sorted(data.glob("*.arrow")) if path.name != "test.arrow"},
+        **{f"base_model/{path.relative_to(base_model).as_posix()}": sha256(path)
+           for path in sorted(base_model.rglob("*")) if path.is_file()},
+        **{f"steps/{path.relative_to(home).as_posix()}": sha256(path) for path in sorted(code)
+           if path.is_relative_to(home)},
+        "environment": provenance.environment(),
+    }
+
+
+def write_seen(recipe: ModuleType, settings: Recipe, data: Path, base_model: Path, model: Path) -> None:
+    """Writes the keys of the rows that the model was trained on, selected by, or has from its base model."""
+    splits = [(data / "train.arrow", recipes.texts(recipe, settings.prepare)), (data / "dev.arrow", recipe.TASK.TEXTS)]
+    np.save(model / seen.FILE, seen.of_training(splits, base_model), allow_pickle=False)
 
 
 def parent(base_model: Path) -> dict:

@@ -10,10 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from steps import schema
-from steps.schema import InputError
 
 HEARTBEAT = 5.0     # seconds between lines of progress
 LOWER_IS_BETTER = ("loss",)
@@ -21,37 +20,72 @@ Log = Callable[[dict[str, float], int], None]
 
 
 class History(TrainerCallback):
-    """Keeps the curves, prints progress with the time left, stops on a loss that is not finite."""
+    """Keeps the curves and the best weights on dev, prints progress with the time left, says when to save and stop."""
 
-    def __init__(self, selects_by: str, metric: str, evaluations: int, log: Log):
-        self.selects_by, self.evaluations, self.log = selects_by, evaluations, log
+    def __init__(self, selects_by: str, metric: str, evaluations: int, patience: int, log: Log):
+        self.selects_by, self.evaluations, self.patience, self.log = selects_by, evaluations, patience, log
         self.metric = metric if selects_by in LOWER_IS_BETTER else selects_by
         self.loss: list[dict] = []
         self.epochs: list[dict] = []
         self.seconds: list[float] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.place = (0, 0)         # the epoch, and the steps of it that are done
+        self.running = (0.0, 0)     # the sum of losses since the last line of the log, and the step of that
+        self.trainer = None
+
+    def state(self) -> dict:
+        """What a checkpoint holds of it; the best weights are a file of their own."""
+        return {"loss": self.loss, "epochs": self.epochs, "seconds": self.seconds, "place": self.place,
+                "running": (float(self.trainer._tr_loss), self.trainer._globalstep_last_logged),
+                "parts": self.trainer.parts}
+
+    def restore(self, state: dict, best: dict[str, torch.Tensor] | None) -> None:
+        """Continues from a checkpoint; the run gets the curves up to there."""
+        self.loss, self.epochs, self.seconds, self.best = state["loss"], state["epochs"], state["seconds"], best
+        self.place, self.running = tuple(state["place"]), tuple(state["running"])
+        for row in self.loss:
+            self.log({"train_loss": row["loss"], "learning_rate": row["learning_rate"]}, row["step"])
+        for row in self.epochs:
+            self.log_evaluation(row)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = self.epoch_began = self.printed = time.monotonic()
-        self.state = state
+        self.first = state.global_step
         parts = round(args.num_train_epochs) * self.evaluations
         self.marks = {round(state.max_steps * part / parts) for part in range(1, parts + 1)}
+        if self.first:
+            print(f"continues from the checkpoint of step {self.first} of {state.max_steps}", flush=True)
+            self.trainer._tr_loss.fill_(self.running[0])
+            self.trainer._globalstep_last_logged = self.running[1]
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.place = (self.place[0], self.place[1] + 1)
         if self.evaluations > 1 and state.global_step in self.marks:
-            control.should_evaluate = control.should_save = True
+            control.should_evaluate = True
+        if not state.epoch.is_integer():        # the end of an epoch has its evaluation first
+            self.save_if_due(control)
         now = time.monotonic()
         if now - self.printed >= HEARTBEAT:
             self.printed = now
-            left = (now - self.began) / state.global_step * (state.max_steps - state.global_step)
+            left = (now - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
             print(f"training {state.global_step}/{state.max_steps} steps "
                   f"({state.global_step / state.max_steps:.0%}), {left:.0f} s left", flush=True)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.place = (self.place[0] + 1, 0)
+        self.save_if_due(control)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.best is not None:
+            model.load_state_dict(self.best)
+
+    def save_if_due(self, control) -> None:
+        if self.trainer and self.trainer.checkpoints and (self.trainer.asked or self.trainer.checkpoints.due()):
+            control.should_save = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
-            raise InputError(f"the loss is {logs['loss']} (gradient norm {logs.get('grad_norm')}) at step "
-                             f"{state.global_step}: lower train.learning_rate or look at the data")
         self.loss.append({"step": state.global_step, "loss": logs["loss"], "learning_rate": logs["learning_rate"]})
         self.log({"train_loss": logs["loss"], "learning_rate": logs["learning_rate"]}, state.global_step)
 
@@ -65,7 +99,19 @@ class History(TrainerCallback):
         self.epochs.append(row)
         self.seconds.append(now - self.epoch_began)
         self.epoch_began = now
-        self.log({k: v for k, v in row.items() if k.startswith("dev_") and v is not None}, state.global_step)
+        self.log_evaluation(row)
+        if row["step"] and self.kept() is row:
+            self.best = {k: v.detach().to("cpu", copy=True) for k, v in kwargs["model"].state_dict().items()}
+        if self.exhausted():
+            control.should_training_stop = True
+
+    def log_evaluation(self, row: dict) -> None:
+        self.log({k: v for k, v in row.items() if k.startswith("dev_") and v is not None}, row["step"])
+
+    def exhausted(self) -> bool:
+        """Whether so many evaluations as `patience` says brought nothing better."""
+        trained = [row for row in self.epochs if row["step"]]
+        return bool(trained) and len(trained) - 1 - trained.index(self.kept()) >= self.patience
 
     def kept(self) -> dict:
         """The evaluation whose weights are kept: the best on dev of those after training began."""
@@ -113,9 +159,9 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
     batches = math.ceil(rows / settings.batch_size)
     per_epoch = math.ceil(batches / settings.gradient_accumulation)
     steps = per_epoch * settings.epochs
-    often = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    often = {"eval_strategy": "epoch"}
     if settings.evaluations > 1:    # History asks for them, at equal shares of the epoch and at its end
-        often = {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps", "save_steps": steps}
+        often = {"eval_strategy": "steps", "eval_steps": steps}
     return {
         "output_dir": str(scratch),
         "num_train_epochs": settings.epochs,
@@ -133,9 +179,7 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
         "seed": seed,
         **often,
         "eval_on_start": True,
-        "save_only_model": True,
-        "save_total_limit": 1,
-        "load_best_model_at_end": True,
+        "save_strategy": "no",      # History says when, Resumable how
         "metric_for_best_model": f"eval_{settings.metric}",
         "greater_is_better": settings.metric not in LOWER_IS_BETTER,
         "logging_steps": max(1, min(steps // 100, per_epoch)),
@@ -146,12 +190,12 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
     }
 
 
-def quiet(trainer: Trainer, history: History, patience: int) -> None:
-    """Our lines of progress instead of the library's, and an early end."""
+def follow(trainer: Trainer, history: History) -> None:
+    """Our curves and lines of progress instead of the library's."""
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(history)
-    trainer.add_callback(EarlyStoppingCallback(patience))
+    trainer.history, history.trainer = history, trainer
 
 
 def hardware(precision: str) -> dict[str, str]:
@@ -165,8 +209,12 @@ def whole(folder: Path, beside: Mapping[str, str]) -> Iterator[Path]:
     """A folder to write a model into, which then takes the place of `folder` with the texts `beside` the model."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    for name, text in beside.items():
-        (partial / name).write_text(text, encoding="utf-8")
+    try:
+        yield partial
+        for name, text in beside.items():
+            (partial / name).write_text(text, encoding="utf-8")
+    except BaseException:       # a full disk gets back what was written
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

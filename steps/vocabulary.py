@@ -1,4 +1,4 @@
-"""A base model's folder -> an error where its tokenizer belongs to another model."""
+"""A base model's folder -> an error where its weights or its tokenizer are not what they should be."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,15 @@ ALIKE = 0.75            # share of pairs nearer than chance; 0.998 measured with
 
 
 def check(base_model: Path, tokenizer) -> None:
-    """Raises InputError where the tokenizer has more tokens than the model, or numbers them otherwise.
+    """Raises InputError where the weights are no safetensors, or the tokenizer is not the model's: it has more tokens
+    than the model, or numbers them otherwise.
 
     A model that was trained here says which tokenizer it was trained with. Of any other, whose word vectors are
     trained, a word and its plural have similar vectors; under another model's vocabulary they do not.
     """
+    if not any(base_model.glob("*.safetensors")):
+        raise InputError(f"{base_model} has no weights as safetensors; other formats can run code when they are "
+                         "loaded: save the model with save_pretrained, which writes model.safetensors")
     known = base_model / "lineage.json"
     if known.exists():
         expected = json.loads(known.read_text(encoding="utf-8"))["vocabulary_sha256"]

@@ -14,7 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command, tracking
+from steps import command, params, provenance, recipes, tracking
+from steps.contract import Findings
+from steps.schema import Contract
 
 ROOT = Path(__file__).parent.parent
 OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
@@ -63,6 +65,8 @@ def write_rows(path: Path, rows: list[list[str]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+CANARY = "hf_canaryThatMustStandNowhere"      # what the variables of SECRETS held when `finished` was made
+SECRETS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "EVERGREEN_SECRET")
 OUTPUTS = ("data", "models", "evaluation")
 
 
@@ -71,6 +75,49 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
             for out in OUTPUTS for p in sorted((folder / out).rglob("*"))
             if p.is_file() and p.name != ".gitignore"}
+
+
+LENIENT = {"min_rows": 1, "unknown": 1.0, "truncated": 1.0, "leaked": 1.0}      # for a few rows and the tiny model
+
+
+def findings(folder: Path, **contract) -> Findings:
+    """Nothing found yet, under the lenient contract with these changes."""
+    values = params.read(ROOT / "params.yaml")["recipes"]["sts"]["contract"]
+    return Findings(Contract(**values | LENIENT | contract), folder)
+
+
+@pytest.fixture
+def look(tmp_path, tiny_model) -> Callable[..., Findings]:
+    """look("sts", train=rows, ...) -> what prepare finds in a recipe's data, where the tiny model is its base.
+
+    A split is rows with their header, or the text or bytes of a CSV file; other files come by name in `files`. The
+    contract is the one of params.yaml, but for the tiny model's small vocabulary.
+    """
+    def run(recipe: str, contract: dict | None = None, files: dict[str, bytes] | None = None, tasks: dict | None = None,
+            prepare: dict | None = None, base_model: Path | None = None, **splits) -> Findings:
+        from steps import prepare as step
+
+        raw, out = tmp_path / "raw", tmp_path / "out"
+        for folder in (raw, out):
+            shutil.rmtree(folder, ignore_errors=True)
+        raw.mkdir()
+        for split, content in splits.items():
+            if isinstance(content, list):
+                write_rows(raw / f"{split}.csv", content)
+            else:
+                (raw / f"{split}.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+        for name, content in (files or {}).items():
+            (raw / name).write_bytes(content)
+        values = params.read(ROOT / "params.yaml")["recipes"][recipe]
+        values |= {"dataset": "data/taught/raw", "suite": "raw", "tasks": tasks or {}}
+        values["contract"] |= {"unknown": 0.4} | (contract or {})
+        values["prepare"] |= prepare or {}
+        module = recipes.get(recipe)
+        settings = module.Params.model_validate(values).model_copy(update={
+            "dataset": str(raw), "base_model": str(base_model or tiny_model)})
+        found = {path.name.split(".")[0]: [path] for path in sorted(raw.iterdir())}
+        return step.fill(module, settings, out, found, found)
+    return run
 
 
 class Project:
@@ -168,7 +215,9 @@ def project(tmp_path, tiny_model, environment) -> Project:
 def finished(tmp_path_factory, tiny_model, environment) -> Project:
     """A project in which `evergreen run sts` has run once; tests leave it as it was."""
     project = make_project(tmp_path_factory.mktemp("finished") / "project", tiny_model, environment)
-    project.ran = project.evergreen("run", "sts")
+    project.git("remote", "add", "origin", f"https://user:{CANARY}@example.org/evergreen.git")
+    project.ran = project.evergreen("run", "sts", PREFECT_RESULTS_PERSIST_BY_DEFAULT="true",
+                                    **dict.fromkeys(SECRETS, CANARY))
     return project
 
 
@@ -209,3 +258,65 @@ def evergreen(inside, capsys) -> Callable[..., SimpleNamespace]:
         said = capsys.readouterr()
         return SimpleNamespace(code=code, out=said.out, err=said.err)
     return run
+
+
+# Every recipe on a few rows, without the graph
+
+SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
+           "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}
+
+
+def changed(recipe, **train):
+    """The recipe with other settings of its training."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+
+
+@pytest.fixture(scope="session")
+def shipped() -> dict:
+    """The entries of params.yaml as they are."""
+    return params.load(ROOT / "params.yaml").recipes
+
+
+@pytest.fixture
+def small(shipped, tmp_path, tiny_model, monkeypatch):
+    """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
+    for lock in provenance.LOCKS:
+        shutil.copy(ROOT / lock, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+
+    def make(name: str, **train):
+        raw = tmp_path / "raw"
+        raw.mkdir()
+        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
+        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
+        if name in ("tsdae", "mlm"):
+            for split in ("dev", "test"):
+                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
+        if name == "multilingual":
+            taught(raw, 32)
+        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
+        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
+                                           if k in type(shipped[name].train).model_fields})
+        return recipe.model_copy(update={
+            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
+            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
+    return make
+
+
+def taught(raw: Path, dimensions: int) -> None:
+    """Turns parallel CSV files into a teacher's data set, with random vectors of that many dimensions."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = np.random.default_rng(0)
+    for split in ("train", "dev", "test"):
+        with open(raw / f"{split}.csv", encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        vectors = draw.normal(size=(len(rows), dimensions)).astype(np.float32).tolist()
+        table = pa.Table.from_pylist([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)])
+        pq.write_table(table, raw / f"{split}.parquet")
+        (raw / f"{split}.csv").unlink()

@@ -214,7 +214,7 @@ class Place:
         """Makes `entry` the one called `it`."""
         recipe = params.read(ROOT / "params.yaml")["recipes"]["sts"]
         named = {"path": "other", "licence": "none"}
-        values = {"seed": 1, "threads": 1,
+        values = {"seed": 1, "threads": 1, "checkpoint_seconds": 60.0,
                   "datasets": {"local": {"other": named | {"splits": {"train": "train.csv"}}}},
                   "base_models": {"local": {"other": named}},
                   "recipes": {"sts": recipe | {"dataset": "data/raw/other", "suite": "data/raw/other",

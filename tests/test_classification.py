@@ -28,7 +28,7 @@ WORDS = {"calm": ["filter", "dust", "clean", "wash"], "cross": ["noise", "loud",
 def texts(counts: dict[str, int], seed: int) -> list[list[str]]:
     """So many texts of each label, of words that no other label has, in random order."""
     draw = random.Random(seed)
-    rows = [[" ".join(draw.choices(WORDS[label], k=3)), label] for label, count in counts.items()
+    rows = [[" ".join(draw.choices(WORDS[label], k=8)), label] for label, count in counts.items()
             for _ in range(count)]
     draw.shuffle(rows)
     return rows
@@ -158,7 +158,7 @@ def test_an_encoder_that_was_trained_as_one_becomes_a_classifier(build, tiny_mod
 
 def test_a_loss_that_explodes_stops_naming_the_step(build):
     trainer, _ = build(learning_rate=1e30)
-    with pytest.raises(InputError, match=r"^the loss is nan .* at step [23]: lower train.learning_rate"):
+    with pytest.raises(InputError, match=r"^the (loss|gradient's norm) is (nan|inf) at step [23], in rows \d+, "):
         trainer.train()
 
 

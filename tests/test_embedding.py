@@ -159,13 +159,13 @@ def test_a_long_training_that_stops_early_has_a_loss_in_every_epoch(train):
 
 
 def test_a_loss_that_explodes_stops_naming_the_step_and_leaves_no_model(train_step, data, tmp_path):
-    with pytest.raises(InputError, match=r"^the loss is nan .* at step [23]: lower train.learning_rate"):
+    with pytest.raises(InputError, match=r"^the (loss|gradient's norm) is (nan|inf) at step [23], in rows \d+, "):
         train_step(data, learning_rate=1e30)
     assert not list(tmp_path.glob("*model*")) and not (tmp_path / "curves").exists()
 
 
 def test_training_labels_that_are_not_numbers_stop_at_the_first_step(train_step, data, tmp_path):
-    with pytest.raises(InputError, match=r"^the loss is nan .* at step 1: .* look at the data"):
+    with pytest.raises(InputError, match=r"^the loss is nan at step 1, in rows .* look at these rows"):
         train_step(with_labels(data, tmp_path / "data", "train", math.nan))
     assert not list(tmp_path.glob("*model*")) and not (tmp_path / "curves").exists()
 

@@ -40,6 +40,7 @@ def test_what_is_installed_is_what_is_locked(monkeypatch):
     provenance.check_environment()
 
 
+@pytest.mark.fault(30)
 def test_another_version_than_the_pinned_one_is_refused(tmp_path: Path, monkeypatch):
     lock = tmp_path / "requirements.train.lock"
     lock.write_text("numpy==1.0.0 \\\n    --hash=sha256:0\n", encoding="utf-8")

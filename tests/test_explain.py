@@ -26,7 +26,7 @@ def test_a_version_of_this_project_says_all_that_made_it(finished, inside, everg
     found = rows(evergreen("explain", "sts@1").out)
     tags = tracking.client().get_model_version("sts", "1").tags
     assert found["holds"] == "the alias challenger"
-    assert found["decision"] == "none yet"
+    assert re.match(r"(promote|hold|reject) \S+ \S+Z by \S+: .* \(entry 1 of the history\)$", found["decision"])
     assert found["data set"] == f"appliances, revision local, licence Apache-2.0, sha256 {tags['dataset_sha256']}"
     assert found["base model"] == ("models/base/tiny, revision local, licence Apache-2.0, weights sha256 "
                                    f"{tags['base_model_sha256']}")
@@ -90,8 +90,8 @@ def test_the_card_of_a_child_holds_its_parents(finished, tmp_path, environment, 
     tags = tracking.client().get_model_version("sts", "1").tags
     path = project / "models/sts/lineage.json"
     lineage = json.loads(path.read_text(encoding="utf-8"))
-    lineage["base_model"] = {"recipe": "sts", "weights_sha256": tags["weights_sha256"]}
-    path.write_text(json.dumps(lineage), encoding="utf-8")
+    parent = {"recipe": "sts", "weights_sha256": tags["weights_sha256"]}
+    path.write_text(json.dumps(lineage | {"base_model": parent}), encoding="utf-8")
     second = register.register("sts")
     assert (first.number, second.number) == (1, 2)
     card = tracking.client().get_model_version("sts", "2").description

@@ -81,11 +81,13 @@ def running(project: Project) -> Iterator[subprocess.Popen]:
 def train_for_hours(project: Project) -> None:
     project.edit("recipes.sts.train.epochs", 50_000)
     project.edit("recipes.sts.train.patience", 50_000)
+    project.edit("checkpoint_seconds", 0)
 
 
 def wait_for_training(project: Project, process: subprocess.Popen) -> None:
-    """Until the first epoch is over."""
-    poll(lambda: list((project / ".evergreen/checkpoints/sts").glob("checkpoint-*")) or process.poll() is not None, 120)
+    """Until there is a checkpoint."""
+    found = project / ".evergreen/checkpoints/sts"
+    poll(lambda: list(found.glob("checkpoint-*/manifest.json")) or process.poll() is not None, 120)
     assert process.poll() is None, said(project)
 
 
@@ -97,6 +99,7 @@ def models(project: Project) -> list[str]:
     return sorted(path.name for path in (project / "models").iterdir() if path.name != ".gitignore")
 
 
+@pytest.mark.fault(8)
 def test_ctrl_c_ends_every_process_and_the_next_run_continues(copy):
     copy.edit("recipes.sts.prepare.max_length", 64)
     before = (copy / "params.yaml").read_bytes()
@@ -118,6 +121,7 @@ def test_ctrl_c_ends_every_process_and_the_next_run_continues(copy):
     assert models(copy) == ["base", "sts"]
 
 
+@pytest.mark.fault(9)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
     """No line of progress in all that time: a step whose reader is gone would end at its next line anyway."""
@@ -140,6 +144,7 @@ def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
     assert "sts@1 (challenger), registered now" in next_run
 
 
+@pytest.mark.fault(12)
 def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first(copy):
     copy.edit("seed", 7)
     with running(copy) as process:

@@ -82,3 +82,13 @@ def test_a_name_that_is_no_hub_source_is_refused_with_those_that_are(pin):
     done = pin("appliances")
     assert done.returncode == 2
     assert "no hub source 'appliances'" in done.stderr and "bert-base-uncased" in done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_named(pin, hub, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    done = pin("all-nli")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: sentence-transformers/all-nli at 'd482672c8e74ce18da116f430137434ba2e52fab' "
+                                  "cannot be looked up: ")
+    assert changed(tmp_path) == []

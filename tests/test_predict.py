@@ -80,6 +80,7 @@ def classifier(tmp_path_factory, tiny_model, environment) -> Project:
         found = tracking.client()
         run = found.create_run(tracking.experiment(found, "emotion"))
         tags = {"weights_sha256": provenance.sha256(project / "emotion/model.safetensors")}
+        found.set_terminated(run.info.run_id, "FINISHED")
         registry.register(found, "emotion", "classification", run.info.run_id, project / "emotion", PAIR, tags, "")
     return project
 

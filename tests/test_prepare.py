@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from steps import params, prepare, provenance, recipes
 from steps.schema import InputError, Recipe
 from steps.tasks import sts
-from tests.conftest import ROOT, sample, write_rows
+from tests.conftest import LENIENT, ROOT, findings, sample, write_rows
 
 HEADER = "sentence1,sentence2,score\n"
 TRIPLETS = "anchor,positive,negative\n"
@@ -38,13 +38,23 @@ def asked(recipe: str, tasks: dict | None = None, dataset: str = "raw", **change
     """The recipe of params.yaml on the data set `raw`, with other values under `prepare`."""
     values = params.read(ROOT / "params.yaml")["recipes"][recipe]
     values |= {"dataset": dataset, "base_model": "tiny", "suite": "raw", "tasks": tasks or {}}
+    values["contract"] |= LENIENT
+    values["gate"]["guards"] = {}
     values["prepare"] |= changes
     return recipes.get(recipe).Params.model_validate(values)
 
 
 def rows(recipe: str, *files: Path, **changes) -> list[dict]:
-    """What prepare makes of the files of a train split."""
-    return list(prepare.train_rows(recipes.get(recipe), asked(recipe, **changes).prepare, list(files)))
+    """What prepare makes of the files of a train split, none of whose rows may be bad."""
+    return train_rows(recipe, asked(recipe, **changes), *files)
+
+
+def train_rows(recipe: str, settings: Recipe, *files: Path) -> list[dict]:
+    found = findings(files[0].parent)
+    made = list(prepare.train_rows(recipes.get(recipe), settings, list(files), found))
+    found.settle("train")
+    found.refuse()
+    return made
 
 
 def refusal(recipe: str, path: Path, **changes) -> str:
@@ -70,6 +80,7 @@ def declare(place: Path, recipe: str, **changes) -> None:
     values["base_models"] = {"local": {"tiny": source}}
     entry = values["recipes"][recipe]
     entry |= {"dataset": "data/raw/mine", "suite": "data/raw/mine", "base_model": "models/base/tiny"}
+    entry["contract"] |= LENIENT
     entry["prepare"] |= changes
     YAML(typ="safe", pure=True).dump(values | {"recipes": {recipe: entry}}, place / "params.yaml")
     for path, target in (("data/raw/mine", "raw"), ("models/base/tiny", "tiny")):
@@ -89,9 +100,9 @@ def step(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
     ("a,b,good", "score = 'good' is not a number"),
     ("a,b,", "score = '' is not a number"),
     ('a,b,"3,5"', "score = '3,5' is not a number"),
-    ("a,b,inf", "score = 'inf' is outside 0 to 5 (score_range)"),
-    ("a,b,-Infinity", "score = '-Infinity' is outside 0 to 5"),
-    ("a,b,nan", "score = 'nan' is outside 0 to 5"),
+    ("a,b,inf", "score = 'inf' is not a number"),
+    ("a,b,-Infinity", "score = '-Infinity' is not a number"),
+    ("a,b,nan", "score = 'nan' is not a number"),
     ("a,b,5.01", "score = '5.01' is outside 0 to 5"),
     ("a,b,-1", "score = '-1' is outside 0 to 5"),
     (",b,3", "sentence1 = '' is empty; write the text or remove the row"),
@@ -116,7 +127,7 @@ def test_a_bad_row_is_named_by_line_and_value(tmp_path, row, said, before, line)
                                                 "joy, love, anger, fear, surprise, or their places 0 to 5"),
     ("nli", TRIPLETS + "a,b,c\na, ,c\n", ":3: positive = ' ' is empty; write the text or remove the row"),
     ("nli", TRIPLETS + "a,b,c\n,b,c\n", ":3: anchor = '' is empty"),
-    ("nli", TRIPLETS + "a,b,b\n", ":2: positive and negative are the same text 'b'; remove the row"),
+    ("nli", TRIPLETS + "a,b,b\n", ":2: negative = 'b' is the text of positive too; remove the row"),
     ("nli", "premise,hypothesis,label\na,b,0\n", ": column 'anchor' is missing; the file has 'premise', 'hypothesis', "
                                                  "'label'; name the right one (columns in params.yaml"),
     ("sts", HEADER, " has no rows below its header"),
@@ -128,21 +139,24 @@ def test_what_a_recipe_cannot_learn_from_is_named(tmp_path, recipe, content, sai
 
 def test_a_pair_with_an_unknown_label_is_named(place):
     write(place, train="premise,hypothesis,label\na,b,entailment\nc,d,-1\n")
-    wanted = asked("nli").prepare.model_copy(update={"train_rows": "pairs"})
+    wanted = asked("nli")
+    wanted = wanted.model_copy(update={"prepare": wanted.prepare.model_copy(update={"train_rows": "pairs"})})
     with pytest.raises(InputError) as caught:
-        list(prepare.train_rows(recipes.get("nli"), wanted, [Path("raw/train.csv")]))
-    assert str(caught.value) == ("raw/train.csv:3: label = '-1' is not a label of the schema; labels are entailment, "
-                                 "neutral, contradiction, or their places 0 to 2")
+        train_rows("nli", wanted, Path("raw/train.csv"))
+    assert str(caught.value).startswith("raw/train.csv:3: label = '-1' is not a label of the schema; labels are "
+                                        "entailment, neutral, contradiction, or their places 0 to 2\n")
 
 
 def test_ten_bad_rows_of_all_files_are_named_and_the_rest_counted(place):
     write(place, a=HEADER + "a,b,6\n" * 8, b=HEADER + "a,b,6\n" * 5)
     with pytest.raises(InputError) as caught:
         rows("sts", Path("raw/a.csv"), Path("raw/b.csv"))
-    *lines, last = str(caught.value).splitlines()
+    *lines, more, last = str(caught.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [
         *(f"raw/a.csv:{n}" for n in range(2, 10)), "raw/b.csv:2", "raw/b.csv:3"]
-    assert last == "and 3 more rows"
+    assert more == "and 3 more rows"
+    assert last == ("train: 13 of 13 rows are bad, more than the allowed 1.0% (contract.bad_rows); correct them or "
+                    "allow more")
 
 
 @pytest.mark.parametrize("files, said", [
@@ -170,17 +184,19 @@ def test_triplets_cannot_be_taken_from_a_train_file_of_pairs(place):
     write(place, train="premise,hypothesis,label\na,b,0\nc,d,1\n", test=TRIPLETS + "a,b,c\nd,e,f\n")
     values = params.read(ROOT / "params.yaml")["recipes"]["nli"] | {"dataset": "raw", "suite": "raw", "tasks": {}}
     values["train"]["loss"], values["prepare"]["train_rows"] = "softmax", "pairs"
+    values["gate"]["guards"] = {}
     wanted = recipes.get("nli").Params.model_validate(values | {"base_model": "tiny"})
     with pytest.raises(InputError, match="raw has no dev file, and train's rows are not of its kind; declare it"):
         prepare.prepare(recipes.get("nli"), wanted, Path("prepared/nli"))
 
 
 def test_a_task_of_a_split_the_suite_lacks_is_refused_with_those_it_has(place):
-    write(place, train=HEADER + "a,b,1\nc,d,2\n", other=HEADER + "a,b,1\nc,d,2\n")
+    two = HEADER + "a,b,1\nc,d,2\n"
+    write(place, train=two, dev=two, test=two)
     entry = {"task": "sts", "test": "sts_de", "columns": {"sentence1": "a", "sentence2": "b", "score": "c"},
              "score_range": [0.0, 5.0]}
-    with pytest.raises(InputError, match=r"raw has no split 'sts_de', which .* ask for; it has train, other: "):
-        prepare.task_rows(asked("sts", {"german": entry}).tasks["german"], Path("raw"), "sts_de")
+    with pytest.raises(InputError, match=r"raw has no split 'sts_de', which .* ask for; it has dev, test, train: "):
+        prepare.prepare(recipes.get("sts"), asked("sts", {"german": entry}), Path("prepared/sts"))
 
 
 def test_a_bad_data_set_ends_the_step_with_status_2_and_no_folder(place, environment):
@@ -188,7 +204,9 @@ def test_a_bad_data_set_ends_the_step_with_status_2_and_no_folder(place, environ
     declare(place, "sts")
     done = step(environment, "sts", "data/prepared/sts")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: data/raw/mine/train.csv:2: score = '7' is outside 0 to 5 (score_range)\n"
+    assert done.stderr.startswith("error: data/raw/mine/train.csv:2: score = '7' is outside 0 to 5 (score_range)\n"
+                                  "error: train: 1 of 1 rows are bad, more than the allowed 1.0% (contract.bad_rows)")
+    assert "Traceback" not in done.stderr
     assert list(Path().glob("data/prepared/*")) == []
 
 
@@ -220,7 +238,7 @@ def test_cola_is_read_as_it_is_published(tmp_path):
 def test_a_limit_ends_reading_before_a_bad_row(place):
     """Of all the rows the seventh is bad; with a limit of 5 it is never read."""
     two = HEADER + "x,y,1\nz,w,2\n"
-    write(place, train=HEADER + "".join(f"a{n},b{n},3\n" for n in range(6)) + "c,d,9\n", dev=two, test=two)
+    write(place, train=HEADER + "".join(f"a{n},b{n},{n % 5}\n" for n in range(6)) + "c,d,9\n", dev=two, test=two)
     prepare.prepare(recipes.get("sts"), asked("sts", limit=5), Path("prepared"))
     assert table(place / "prepared/train.arrow")["sentence1"] == [f"a{n}" for n in range(5)]
     with pytest.raises(InputError, match=":8: score = '9' is outside"):
@@ -236,7 +254,7 @@ def test_token_ids_are_what_the_models_own_tokenizer_gives(tmp_path, tiny_model,
 
     write_rows(path := tmp_path / "train.csv", [*sample("train", 20), ["one", "two", "5"]])
     found = rows("sts", path)
-    writer = prepare.Writer(tiny_model, max_length, tmp_path)
+    writer = prepare.Writer(tiny_model, max_length, tmp_path, findings(tmp_path))
     writer.write("train", sts.TEXTS, found)
     tokenizer, written = AutoTokenizer.from_pretrained(tiny_model), table(tmp_path / "train.arrow")
     longer = 0
@@ -245,7 +263,8 @@ def test_token_ids_are_what_the_models_own_tokenizer_gives(tmp_path, tiny_model,
         assert written[f"{column}_input_ids"] == [
             tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in written[column]]
         longer += sum(len(tokenizer(text)["input_ids"]) > max_length for text in written[column])
-    assert writer.rows == {"train": {"rows": 21, "truncated": longer}} and (longer > 0) == (max_length == 8)
+    counts = writer.found.written["train"]
+    assert (counts["rows"], counts["truncated"]) == (21, longer) and (longer > 0) == (max_length == 8)
     assert written["label"] == pytest.approx([e["label"] for e in found])
 
 
@@ -272,7 +291,7 @@ def test_another_process_prepares_the_same_bytes(place, environment, capsys, rec
     prepare.main([recipe, "ours"])
     ours, theirs = ({p.name: p.read_bytes() for p in (place / who).iterdir() if p.is_file()}
                     for who in ("ours", "theirs"))
-    assert set(ours) == {"train.arrow", "dev.arrow", "test.arrow", "summary.json"} | (
+    assert set(ours) == {"train.arrow", "dev.arrow", "test.arrow", "summary.json", "report.json"} | (
         {"held_out.arrow", "noised.tsv"} if recipe == "tsdae" else set())
     assert ours == theirs
 
@@ -281,8 +300,8 @@ def taught(place: Path, *vectors: list[float]) -> Recipe:
     """A recipe on translations with a teacher's vectors."""
     (place / "data/taught").mkdir(parents=True)
     (place / "data/taught/raw").symlink_to(place / "raw")
-    pairs = [(f"one {n}", f"eins {n}", vector) for n, vector in enumerate(vectors)]
     for split in prepare.SPLITS:
+        pairs = [(f"{split} one {n}", f"{split} eins {n}", vector) for n, vector in enumerate(vectors)]
         pq.write_table(pa.table(dict(zip(("english", "non_english", "vector"), zip(*pairs, strict=True), strict=True))),
                        place / f"raw/{split}.parquet")
     return asked("multilingual", dataset="data/taught/raw")

@@ -213,7 +213,8 @@ IN_ONE_PROCESS = """
 import runpy, shlex, sys
 from steps import params
 for name, stage in params.read(params.PARAMS.with_name("commands"))["stages"].items():
-    shell, python, flag, module, *sys.argv[1:] = shlex.split(stage["cmd"])
+    line = stage["cmd"].partition("; exec ")[2].replace("$n", name.partition("@")[2])
+    python, flag, module, *sys.argv[1:] = shlex.split(line)
     try:
         runpy.run_module(module, run_name="__main__")
     except SystemExit as ended:

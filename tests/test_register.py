@@ -45,6 +45,7 @@ def unregistered(finished, tmp_path, environment) -> Project:
     return Project(tmp_path / "copy", environment)
 
 
+@pytest.mark.fault(20)
 def test_registering_twice_makes_one_version(finished, store):
     assert "sts@1 (challenger), registered before" in finished.evergreen("register", "sts").stdout
     assert [v.version for v in store.search_model_versions("name = 'sts'")] == [1]
@@ -172,6 +173,7 @@ def changed(path: Path, content: bytes | None):
         path.write_bytes(before)
 
 
+@pytest.mark.fault(25)
 def test_a_flipped_byte_in_the_stored_weights_is_refused(store):
     _, folder = registry.resolve("sts")
     content = bytearray((folder / WEIGHTS).read_bytes())
@@ -196,6 +198,7 @@ def test_registering_what_was_never_made_names_the_stages_to_run(project):
     assert done.stderr.endswith("first: dvc repro evaluate@sts\n")
 
 
+@pytest.mark.fault(21)
 def test_processes_that_open_a_fresh_store_at_once_make_its_schema_once(project):
     code = ("import sys\n"
             "from mlflow.store.db import utils\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from steps import params, prepare, recipes, tasks
-from tests.conftest import ROOT
+from steps import params, prepare, recipes
+from tests.conftest import ROOT, findings
 
 FOLDER = ROOT / "samples"
 SPLITS = ("train", "dev", "test")
@@ -67,22 +67,28 @@ def test_every_row_is_one_that_its_recipe_learns_from(recipe, least):
     settings, module = PROJECT.recipe(recipe), recipes.get(recipe)
     name = Path(settings.dataset).name
     files = [FOLDER / name / file for file in PROJECT.datasets.local[name].split_files()]
-    assert len(list(prepare.train_rows(module, settings.prepare, files))) >= least
+    found = findings(FOLDER)
+    assert len(list(prepare.train_rows(module, settings, files, found))) >= least
+    assert found.quarantined == {}
 
 
 def test_every_pair_is_one_that_softmax_learns_from():
-    settings = PROJECT.recipe("nli").prepare.model_copy(update={"train_rows": "pairs"})
-    found = list(prepare.train_rows(recipes.get("nli"), settings, [FOLDER / "statements/train_pairs.csv"]))
-    assert {row["label"] for row in found} == {0, 1, 2}
+    nli = PROJECT.recipe("nli")
+    settings = nli.model_copy(update={"prepare": nli.prepare.model_copy(update={"train_rows": "pairs"})})
+    files, found = [FOLDER / "statements/train_pairs.csv"], findings(FOLDER)
+    assert {row["label"] for row in prepare.train_rows(recipes.get("nli"), settings, files, found)} == {0, 1, 2}
+    assert found.quarantined == {}
 
 
 @pytest.mark.parametrize("name", ["nli", "multilingual"])
 def test_every_row_of_a_further_task_is_one_that_it_judges(name):
-    entry, = PROJECT.recipe(name).tasks.values()
-    dataset = Path(PROJECT.recipe(name).suite).name
-    file = FOLDER / dataset / PROJECT.datasets.local[dataset].splits[entry.test][0]
-    found = prepare.valid([file], entry.columns, None, lambda row: [tasks.get(entry.task).example(row, entry)])
-    assert len(list(found)) > 200
+    settings = PROJECT.recipe(name)
+    entry, = settings.tasks.values()
+    dataset = Path(settings.suite).name
+    suite = {entry.test: [FOLDER / dataset / PROJECT.datasets.local[dataset].splits[entry.test][0]]}
+    found = findings(FOLDER)
+    assert len(prepare.task_rows(entry, settings, suite, entry.test, "tasks/it", found)) > 200
+    assert found.quarantined == {}
 
 
 @pytest.mark.parametrize("folder", TEXTS)

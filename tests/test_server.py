@@ -62,6 +62,7 @@ def poll(what, seconds: float, log):
         time.sleep(0.2)
 
 
+@pytest.mark.fault(30)
 def test_a_schedule_makes_runs_and_they_complete(environment, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -40,6 +40,14 @@ def dangers(tree: ast.AST) -> set[str]:
             case ast.keyword(arg="trust_remote_code" | "shell" as key, value=value):
                 if not (isinstance(value, ast.Constant) and value.value is False):
                     found.add(key)
+            case ast.keyword(arg="weights_only", value=value):
+                if not (isinstance(value, ast.Constant) and value.value is True):
+                    found.add("weights_only")
+            case ast.keyword(arg="allow_pickle", value=value):
+                if not (isinstance(value, ast.Constant) and value.value is False):
+                    found.add("allow_pickle")
+            case ast.Attribute(attr="read_pickle" | "to_pickle" | "allow_unsafe" as name):
+                found.add(name)
             case ast.Attribute(value=ast.Name(id="yaml"), attr="load" | "unsafe_load" | "full_load" as name):
                 found.add(name)
             case ast.Attribute(value=ast.Name(id="os"), attr="system" | "popen" as name):
@@ -48,7 +56,8 @@ def dangers(tree: ast.AST) -> set[str]:
                 found.add(name)
             case ast.keyword(arg="typ", value=ast.Constant(value="unsafe")):
                 found.add("unsafe_load")
-    return found | {name for name in imports(tree) if name.split(".")[0] in ("pickle", "dill", "joblib", "marshal")}
+    pickles = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+    return found | {name for name in imports(tree) if name.split(".")[0] in pickles}
 
 
 def parsed(module: str) -> ast.AST:
@@ -93,7 +102,8 @@ def test_no_file_runs_code_from_data_or_a_shell(module):
 @pytest.mark.parametrize("code", [
     "load(path, trust_remote_code=True)", "load(path, trust_remote_code=flag)", "run('ls', shell=True)",
     "import pickle", "from pickle import load", "import pickle as p", "yaml.unsafe_load(text)",
-    "YAML(typ='unsafe')", "os.system('ls')", "eval(text)", "importlib.import_module('pickle')"])
+    "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "pd.read_pickle(path)",
+    "import cloudpickle", "YAML(typ='unsafe')", "os.system('ls')", "eval(text)", "importlib.import_module('pickle')"])
 def test_a_dangerous_line_would_be_found(code):
     assert dangers(ast.parse(f"def body():\n    {code}\n"))
 

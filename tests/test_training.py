@@ -1,29 +1,22 @@
 """What every training has: curves by hand, arguments by hand, every recipe trains, and no test row is looked at."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from steps import batching, classification, embedding, params, prepare, recipes, training
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, sample, write_rows
-
-SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
-           "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}
+from tests.conftest import ROOT, SAMPLES, changed, taught, write_rows
 
 
 def history(selects_by: str, *evaluations: tuple) -> training.History:
     """Curves of which each evaluation is (epoch, train loss, dev loss, score)."""
-    found = training.History(selects_by, "f1_macro", 1, lambda metrics, step: None)
+    found = training.History(selects_by, "f1_macro", 1, 9, lambda metrics, step: None)
     found.epochs = [{"epoch": epoch, "step": round(10 * epoch), "train_loss": train, "dev_loss": dev,
                      "dev_f1_macro": score} for epoch, train, dev, score in evaluations]
     found.seconds = [1.0] * len(evaluations)
@@ -83,15 +76,6 @@ def test_the_table_has_a_dash_for_a_loss_that_nothing_was_held_out_for():
 # Arguments
 
 
-@pytest.fixture(scope="module")
-def shipped() -> dict[str, Recipe]:
-    return params.load(ROOT / "params.yaml").recipes
-
-
-def changed(recipe: Recipe, **train) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-
-
 def arguments(recipe: Recipe, rows: int, **train) -> dict:
     return training.arguments(changed(recipe, **train).train, 42, rows, Path("scratch"))
 
@@ -118,8 +102,9 @@ def test_a_lower_loss_and_a_higher_score_are_better(shipped, metric, greater):
 
 @pytest.mark.parametrize("evaluations, batches", [(1, 12), (4, 12), (3, 12), (4, 11), (4, 7), (2, 9)])
 def test_each_epoch_has_the_evaluations_asked_for_and_ends_with_one(evaluations, batches):
-    found = training.History("loss", "f1_macro", evaluations, lambda metrics, step: None)
-    found.on_train_begin(SimpleNamespace(num_train_epochs=2), SimpleNamespace(max_steps=2 * batches), None)
+    found = training.History("loss", "f1_macro", evaluations, 9, lambda metrics, step: None)
+    found.on_train_begin(SimpleNamespace(num_train_epochs=2),
+                         SimpleNamespace(max_steps=2 * batches, global_step=0), None)
     assert len(found.marks) == 2 * evaluations
     assert {batches, 2 * batches} <= found.marks
 
@@ -131,47 +116,6 @@ def test_a_precision_that_is_asked_for_is_had(precision, found):
 
 
 # Every recipe
-
-
-@pytest.fixture
-def small(shipped, tmp_path, tiny_model, monkeypatch):
-    """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
-    for lock in step.provenance.LOCKS:
-        shutil.copy(ROOT / lock, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EVERGREEN_TRACKING", "none")
-
-    def make(name: str, **train) -> Recipe:
-        raw = tmp_path / "raw"
-        raw.mkdir()
-        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            (raw / path.name).write_text("".join(lines[:25]), encoding="utf-8")
-        if name in ("tsdae", "mlm"):
-            for split in ("dev", "test"):
-                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
-        if name == "multilingual":
-            taught(raw, 32)
-        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
-        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
-                                           if k in type(shipped[name].train).model_fields})
-        return recipe.model_copy(update={
-            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
-            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
-    return make
-
-
-def taught(raw: Path, dimensions: int) -> None:
-    """Turns parallel CSV files into a teacher's data set, with random vectors of that many dimensions."""
-    draw = np.random.default_rng(0)
-    for split in ("train", "dev", "test"):
-        with open(raw / f"{split}.csv", encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        vectors = draw.normal(size=(len(rows), dimensions)).astype(np.float32).tolist()
-        table = pa.Table.from_pylist([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)])
-        pq.write_table(table, raw / f"{split}.parquet")
-        (raw / f"{split}.csv").unlink()
 
 
 def train(name: str, recipe: Recipe, data: Path, model: Path) -> list[dict]:
@@ -233,7 +177,8 @@ def test_a_student_of_other_dimensions_than_its_teacher_is_refused(small):
     recipe = small("multilingual")
     for split in ("train", "dev", "test"):
         Path(f"raw/{split}.parquet").unlink()
-        write_rows(Path(f"raw/{split}.csv"), [["english", "non_english"], ["a", "b"], ["c", "d"]])
+        write_rows(Path(f"raw/{split}.csv"), [["english", "non_english"], *(
+            [f"{split} {i}", f"{split} number {i}"] for i in range(20))])
     taught(Path("raw"), 16)
     prepare.prepare(recipes.get("multilingual"), recipe, Path("data"))
     with pytest.raises(InputError, match=r"^the teacher's vectors have 16 dimensions and the student's 32; choose a "

@@ -60,6 +60,9 @@ class Params(schema.Recipe):
         if (self.train.loss == "softmax") != (self.prepare.train_rows == "pairs"):
             raise ValueError(f"loss {self.train.loss} and train_rows {self.prepare.train_rows} do not go together: "
                              "softmax learns from pairs, every other loss from triplets")
+        if self.train.no_duplicates and self.train.batch_size < 2:
+            raise ValueError(f"loss {self.train.loss} with batch_size 1 learns nothing: the other rows of a batch are "
+                             "the negatives; raise batch_size")
         return self
 
 
@@ -72,11 +75,20 @@ def texts(prepare: Prepare) -> tuple[str, ...]:
 
 
 def examples(row: Mapping[str, str], prepare: Prepare) -> Iterable[dict]:
-    """A triplet, or a pair with its label's number. Raises ValueError naming column, value and rule."""
+    """A triplet, or a pair with its label's number."""
     if prepare.train_rows == "triplets":
         return [task.example(row, prepare)]
     found = schema.texts(row, prepare.pair_columns, ("premise", "hypothesis"))
-    return [{**found, "label": schema.label(row, prepare.pair_columns.label, LABELS)}]
+    return [{**found, "label": schema.label(row[prepare.pair_columns.label], LABELS)}]
+
+
+def in_parts(train: Train, parts: int) -> Train | None:
+    """The same loss with so much less in memory, where rows of a batch cannot be cut apart: each is a negative of the
+    others."""
+    if not train.no_duplicates:
+        return None
+    at_once = train.mini_batch_size if train.loss == "cached" else train.batch_size
+    return train.model_copy(update={"loss": "cached", "mini_batch_size": max(1, at_once // parts)})
 
 
 def loss(model, train: Train, rows):

@@ -3,8 +3,8 @@
 A task file has:
     Entry                       how a recipe's `tasks` in params.yaml names one, a strict pydantic model
     TEXTS                       the text columns
-    example(row, entry)         one row of text -> {column: value}, `label` where there is one; ValueError says what
-                                is wrong
+    example(row, entry)         one row of text that keeps the rules (steps/contract.py) -> {column: value}, `label`
+                                where there is one
     scores(outputs, labels)     every metric; outputs are the vectors of each column, or the logits
     prediction(outputs, labels) [n] what the model says of each example
     STATISTICS                  {metric: statistic(labels, predictions)}, those that can have an interval

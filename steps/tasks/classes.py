@@ -45,9 +45,9 @@ class Entry(schema.Task, Rows):
 
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
-    """A text and its label's place. Raises ValueError where the text is empty or the label not among `labels`."""
+    """A text and its label's place."""
     texts = schema.texts(row, entry.columns, TEXTS)
-    return {**texts, "label": schema.label(row, entry.columns.label, entry.labels)}
+    return {**texts, "label": schema.label(row[entry.columns.label], entry.labels)}
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

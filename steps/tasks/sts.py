@@ -9,7 +9,6 @@ Cer et al. 2017, SemEval-2017 Task 1, https://arxiv.org/abs/1708.00055.
 | score     | float | similarity within score_range      |
 """
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -51,18 +50,10 @@ class Entry(schema.Task, Rows):
 
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
-    """Two sentences and their score scaled to [0, 1]. Raises ValueError naming column, value and rule."""
+    """Two sentences and their score scaled to [0, 1]."""
     low, high = entry.score_range
-    columns = entry.columns
-    texts = schema.texts(row, columns, TEXTS)
-    text = row[columns.score]
-    try:
-        score = float(text)
-    except ValueError:
-        raise ValueError(f"{columns.score} = {text!r} is not a number") from None
-    if not (math.isfinite(score) and low <= score <= high):
-        raise ValueError(f"{columns.score} = {text!r} is outside {low:g} to {high:g} (score_range)")
-    return {**texts, "label": (score - low) / (high - low)}
+    texts = schema.texts(row, entry.columns, TEXTS)
+    return {**texts, "label": (schema.number(row[entry.columns.score]) - low) / (high - low)}
 
 
 def similarities(embeddings: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ class Entry(schema.Task, Rows):
 
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
-    """Both texts. Raises ValueError where one is empty."""
+    """Both texts."""
     return schema.texts(row, entry.columns, TEXTS)
 
 

@@ -37,12 +37,8 @@ class Entry(schema.Task, Rows):
 
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
-    """Three texts. Raises ValueError where one is empty, or the positive is the negative."""
-    texts = schema.texts(row, entry.columns, TEXTS)
-    if texts["positive"].strip() == texts["negative"].strip():
-        raise ValueError(f"{entry.columns.positive} and {entry.columns.negative} are the same text "
-                         f"{texts['positive']!r}; remove the row")
-    return texts
+    """Three texts."""
+    return schema.texts(row, entry.columns, TEXTS)
 
 
 def margins(embeddings: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,140 @@
+"""Recipes about to run -> every reason they would fail by later that shows in seconds: an InputError with the fixes.
+
+Memory is a rough upper bound: 16 bytes a parameter (weights, gradients, two moments of AdamW), and what the layers
+keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, eq. 2).
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from steps import contract, params, reading, recipes
+from steps.schema import InputError, Recipe
+from steps.sources import LocalDataset, LocalModel
+
+CHECKPOINTS = 3         # that lie on the disk at the worst moment: two that are kept and one that is written
+CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def check(names: Iterable[str], project: params.Project) -> None:
+    """Raises InputError naming all that is wrong; prints what each training will need."""
+    problems, room = list(device_problems()), memory()
+    for name in names:
+        settings = project.recipe(name)
+        problems += [f"{name}: {problem}" for look in (columns, licences) for problem in look(name, settings, project)]
+        if (model := model_folder(settings.base_model, project)) is None:
+            continue
+        count, free = parameters(model), shutil.disk_usage(".").free
+        disk, batch = CHECKPOINTS * 12 * count, 16 * count + activations(model, settings)
+        print(f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
+              f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {room / 1e9:.1f})", flush=True)
+        if disk > free:
+            problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
+                            f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")
+        if batch > room:
+            problems.append(f"{name}: a batch may need {batch / 1e9:.1f} GB of memory and there are {room / 1e9:.1f}; "
+                            f"halve train.batch_size ({settings.train.batch_size}) and double "
+                            f"train.gradient_accumulation, or lower prepare.max_length ({settings.prepare.max_length})")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def files(path: str, project: params.Project) -> dict[str, list[Path]] | None:
+    """{split: its files} of a data set, where they lie now; None of one that is yet to be fetched or taught."""
+    entry = project.sources("datasets").get(Path(path).name) if path.startswith("data/raw/") else None
+    if not isinstance(entry, LocalDataset):
+        return reading.splits(Path(path)) if Path(path).exists() else None
+    source = Path(entry.path)
+    found = {split: [source if source.is_file() else source / file for file in names]
+             for split, names in entry.splits.items()}
+    if missing := [file for names in found.values() for file in names if not file.is_file()]:
+        raise InputError(f"{missing[0]} does not exist; correct datasets.local.{Path(path).name} in params.yaml")
+    return found
+
+
+def columns(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+    """What is wrong with the headers and the first rows of the files that lie here."""
+    module, prepare = recipes.get(name), settings.prepare
+    wanted = [(settings.dataset, "train", recipes.columns(module, prepare), prepare.header)]
+    if not recipes.unlabelled(module):
+        wanted += [(settings.dataset, split, prepare.columns, prepare.header) for split in ("dev", "test")]
+    wanted += [(settings.suite, split, entry.columns, entry.header) for entry in settings.tasks.values()
+               for split in (entry.dev, entry.test)]
+    for path, split, names, header in wanted:
+        try:
+            for file in (files(path, project) or {}).get(split, ()):
+                next(reading.rows(file, names.wanted(), header), None)
+        except InputError as error:
+            yield str(error)
+
+
+def licences(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+    path = settings.dataset
+    if path.startswith("data/taught/"):
+        path = project.teachers[Path(path).name].dataset
+    yield from contract.unlicensed(project.sources("datasets")[Path(path).name].licence, settings.contract)
+
+
+def model_folder(path: str, project: params.Project) -> Path | None:
+    """Where the base model lies now; of a chain that was not trained yet, the one it begins with."""
+    while not Path(path).exists() and not path.startswith("models/base/"):
+        path = project.recipe(Path(path).name).base_model
+    entry = project.sources("base_models").get(Path(path).name) if path.startswith("models/base/") else None
+    folder = Path(entry.path) if isinstance(entry, LocalModel) else Path(path)
+    return folder if folder.is_dir() else None
+
+
+def parameters(model: Path) -> int:
+    """How many numbers the model's safetensors files hold, by their headers."""
+    count = 0
+    for path in model.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        count += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
+    return count
+
+
+def activations(model: Path, settings: Recipe) -> int:
+    """Bytes that the layers keep of a batch for its gradient."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    hidden, layers, heads = (next((config[k] for k in keys if k in config), 0) for keys in (
+        ("hidden_size", "dim"), ("num_hidden_layers", "n_layers"), ("num_attention_heads", "n_heads")))
+    length, rows = settings.prepare.max_length, settings.train.batch_size
+    if getattr(settings.train, "loss", None) == "cached":
+        rows = min(rows, settings.train.mini_batch_size)
+    texts = len(type(settings.prepare.columns).model_fields) if settings.kind == "embedding" else 1
+    number = 2 if settings.train.precision == "bf16" else 4
+    return number * layers * rows * texts * length * (17 * hidden + 5 * heads * length // 2)
+
+
+def memory() -> int:
+    """Bytes of memory of the first GPU that training will use, else of the machine or of this container."""
+    if cards := _cards():
+        return cards[0]
+    import psutil
+
+    limits = [int(text) for path in CGROUP if path.exists() and (text := path.read_text().strip()).isdigit()]
+    return min([psutil.virtual_memory().total, *limits])
+
+
+def device_problems() -> Iterator[str]:
+    """Why the GPU that was asked for cannot be had."""
+    asked, cards = os.environ.get("CUDA_VISIBLE_DEVICES", ""), _cards()
+    wrong = [number for number in asked.split(",") if number.isdigit() and int(number) >= len(cards)]
+    if cards and wrong:
+        yield f"CUDA_VISIBLE_DEVICES names GPU {wrong[0]}; this machine has {len(cards)}, counted from 0: correct it"
+
+
+def _cards() -> list[int]:
+    """Bytes of memory of each GPU, where torch can use one."""
+    if shutil.which("nvidia-smi") is None or "+cpu" in importlib.metadata.version("torch"):
+        return []
+    done = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+                          capture_output=True, text=True, check=False)
+    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()] if done.returncode == 0 else []

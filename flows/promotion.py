@@ -1,0 +1,218 @@
+"""A challenger and the champion -> a verdict, kept with the version, logged, and acted upon, all under one lock."""
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from flows import seeds
+from steps import gate, history, params, provenance, recipes, register, registry, tracking, verdicts
+from steps.gate import Evidence, Pair
+from steps.registry import Version
+from steps.schema import InputError, Recipe
+
+WAITING = "waiting since "
+DECIDED, NOTED, PROMOTED, REFUSED, LAPSED = "decided", "noted", "promoted", "refused", "lapsed"
+
+
+def decide(name: str, approve: str | None = None) -> tuple[int, str]:
+    """Decides on a recipe's challenger, or on `sts@3`; returns the version and the state of its verdict.
+
+    `approve` is auto, ask, a person's answer yes or no, or lapsed; else the policy of params.yaml. A verdict that was
+    reached before on the same things is not measured again. What was in charge once comes back by an answer alone, so
+    that a schedule does not undo a rollback.
+    """
+    recipe, _, which = name.partition("@")
+    project, found = params.load(), tracking.client()
+    settings = project.recipe(recipe)
+    approve = approve or settings.gate.approval.policy
+    with history.deciding(recipe):
+        challenger = registry.find(found, recipe, which or registry.ALIAS)
+        if challenger is None:
+            raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
+                             f"make one: evergreen run {recipe}")
+        champion = registry.champion(found, recipe)
+        version, tags = challenger
+        if champion and champion[0].number == version.number:
+            remember(found, version, tags)
+            return version.number, PROMOTED
+        case = Case(recipe, settings, project, found, challenger, champion)
+        kept = verdicts.find(found, version.run_id, case.identity)
+        known = kept is not None and tags.get("verdict_id") == case.identity
+        if not known:
+            kept = kept or case.judge()
+            verdicts.keep(found, recipe, version.number, version.run_id, kept)
+        state = tags["verdict_state"] if known else DECIDED
+        return version.number, settle(found, version, tags, kept, state, approve, settings)
+
+
+class Case:
+    """The two sides of a decision, whether they may be compared, and the identity of the verdict on them."""
+
+    def __init__(self, recipe: str, settings: Recipe, project: params.Project, found,
+                 challenger: tuple[Version, Mapping], champion: tuple[Version, Mapping] | None):
+        self.recipe, self.settings, self.project, self.found = recipe, settings, project, found
+        self.challenger, self.champion = challenger, champion
+        self.data = register.folders(recipe)["data"]
+        self.metric = recipes.get(recipe).METRIC
+        self.broken: dict[str, str] = {}
+        ours, theirs = challenger[1], champion[1] if champion else {}
+        self.ours = self.stored("challenger", *challenger)
+        self.theirs = self.stored("champion", *champion) if champion else self.base(ours)
+        self.seeds = seeds.trained(recipe) if seeds.weights(Path(), recipe) == ours.get("weights_sha256") else []
+        self.check_tests(ours, theirs)
+        rules = settings.gate.model_dump(exclude={"approval", "examples"})
+        self.identity = provenance.digest([
+            recipe, project.seed, project.threads, settings.evaluate.batch_size, rules, sorted(self.broken),
+            [seeds.weights(folder, recipe) for folder in self.seeds],
+            *([side[0].number, side[1].get("files_sha256"), {k: v for k, v in side[1].items() if k.startswith("test_")}]
+              if side else ["base", ours.get("base_model_sha256")] for side in (challenger, champion))])
+
+    def stored(self, who: str, version: Version, tags: Mapping) -> dict:
+        """The verified files of a version and the keys of its training rows, as contest.Contestant has them."""
+        try:
+            _, folder = registry.resolve(f"{self.recipe}@{version.number}")
+            found = {"folder": folder / "model.sentence_transformer"}
+            if self.settings.kind == "classification":
+                found = {"folder": folder / "model", "tokenizer": folder / "components/tokenizer"}
+            return {**found, "seen": registry.artifact(self.found, version, "evaluation/seen.npy",
+                                                       tags.get("seen_sha256"))}
+        except InputError as error:
+            self.broken[f"{who} verified"] = str(error)
+            return {}
+
+    def base(self, tags: Mapping) -> dict:
+        """What the first model of a recipe is compared with."""
+        if self.settings.kind == "classification":
+            return {"folder": None, "seen": None}
+        folder = Path(self.settings.base_model)
+        weights = folder / "model.safetensors"
+        if not weights.exists() or provenance.sha256(weights) != tags.get("base_model_sha256"):
+            self.broken["base model"] = (f"{folder} is not the base model that {self.recipe}@"
+                                         f"{self.challenger[0].number} was trained from")
+        return {"folder": folder, "seen": folder / "seen.npy"}
+
+    def check_tests(self, ours: Mapping, theirs: Mapping) -> None:
+        """The bytes of the test splits must be those that the challenger was registered with."""
+        test, who = self.data / "test.arrow", f"{self.recipe}@{self.challenger[0].number}"
+        again = f"its data or parameters changed since; first: evergreen run {self.recipe}"
+        if not test.exists():
+            self.broken["test digest"] = f"{test} is not here; first: evergreen run {self.recipe}"
+        elif provenance.sha256(test) != ours.get("test_sha256"):
+            self.broken["test digest"] = f"{test} is not the one that {who} was registered with: {again}"
+        elif provenance.folder_sha256(self.data / "tasks") != ours.get("tasks_sha256"):
+            self.broken["tasks digest"] = f"{self.data / 'tasks'} is not what {who} was registered with: {again}"
+        self.same_test = not theirs or theirs.get("test_content_sha256") == ours.get("test_content_sha256")
+        if not self.same_test and self.settings.gate.test_set == "same":
+            self.broken["test set"] = (
+                f"{self.recipe}@{self.champion[0].number} was registered with another test set; if it was meant to "
+                f"change, set recipes.{self.recipe}.gate.test_set: changed")
+
+    def judge(self) -> dict:
+        """The verdict's document; both models are scored where they may be compared."""
+        ours, theirs = self.challenger[1], self.champion[1] if self.champion else {}
+        other = theirs.get("weights_sha256") if self.champion else ours.get("base_model_sha256")
+        identical = ours.get("weights_sha256") == other
+        examples: Mapping = {}
+        known = {"metric": self.metric, "broken": self.broken, "identical": identical, "first": not self.champion}
+        if not self.broken and not identical:
+            from steps import contest, seen
+
+            sides = [contest.Contestant(folder, None, seen.read(folder)) for folder in (
+                seed / register.folders(self.recipe)["model"] for seed in self.seeds)]
+            first, champion = (contest.Contestant(side["folder"], side.get("tokenizer"), seen.load(side["seen"]))
+                               for side in (self.ours, self.theirs))
+            measured, examples = contest.measure(self.recipe, self.settings, self.project, self.data,
+                                                 [first, *sides], champion)
+            known |= measured | {
+                "registered": Pair(self.registered(ours), self.registered(theirs)), "same_test": self.same_test,
+                "champion_rows": int(theirs["test_rows"]) if "test_rows" in theirs else None}
+        evidence = Evidence(**known)
+        base = "the majority class" if self.settings.kind == "classification" else "the base model"
+        names = {"challenger": f"{self.recipe}@{self.challenger[0].number}",
+                 "champion": f"{self.recipe}@{self.champion[0].number}" if self.champion else base}
+        return verdicts.document(self.identity, self.recipe, names, gate.decide(evidence, self.settings.gate),
+                                 evidence, self.settings.gate, examples)
+
+    def registered(self, tags: Mapping) -> float | None:
+        """The score on test that the version was registered with; None where it has none of this name."""
+        try:
+            return float(tags[f"test_{self.metric}"])
+        except (KeyError, ValueError):
+            return None
+
+
+def settle(found, version: Version, tags: Mapping, kept: Mapping, state: str, approve: str, settings: Recipe) -> str:
+    """Moves the alias, or writes down why not. Returns the verdict's state."""
+    recipe, number = version.recipe, version.number
+
+    def close(new: str, verdict: str, why: str) -> str:
+        history.note(found, recipe, number, verdict, why)
+        verdicts.mark(found, recipe, number, new)
+        return new
+
+    if kept["verdict"] != "promote":
+        return state if state == NOTED else close(NOTED, kept["verdict"], kept["reason"])
+    if approve == "no":
+        return close(REFUSED, "hold", f"a person refused; the rules said promote: {kept['reason']}")
+    hours = settings.gate.approval.hours
+    late = state.startswith(WAITING) and datetime.now(UTC) - datetime.fromisoformat(
+        state.removeprefix(WAITING)) > timedelta(hours=hours)
+    if approve == "lapsed" or (approve == "ask" and late):
+        return close(LAPSED, "hold", f"nobody confirmed within {hours:g} hours; the rules said promote: "
+                                     f"{kept['reason']}")
+    if approve == "auto" and ("promoted" in tags or state == REFUSED):
+        return state
+    if approve == "ask":
+        if state == DECIDED:
+            state = WAITING + datetime.now(UTC).isoformat(timespec="seconds")
+            verdicts.mark(found, recipe, number, state)
+        return state
+    why = kept["reason"] if approve == "auto" else f"confirmed by a person; {kept['reason']}"
+    history.move(found, recipe, number, why, "promote")
+    remember(found, version, tags)
+    return PROMOTED
+
+
+def remember(found, version: Version, tags: Mapping) -> None:
+    """Marks a version as one that was in charge."""
+    if "promoted" not in tags:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        found.set_model_version_tag(version.recipe, str(version.number), "promoted", now)
+        verdicts.mark(found, version.recipe, version.number, PROMOTED)
+
+
+def promote(name: str, approve: str | None = None) -> str:
+    """Decides, asks whoever sits at the terminal where a person must confirm, and returns the verdict as text."""
+    recipe = name.partition("@")[0]
+    number, state = decide(name, approve)
+    return asked(recipe, number, state)
+
+
+def asked(recipe: str, number: int, state: str) -> str:
+    """The verdict as text, after a question where it waits for one and there is a terminal."""
+    if state.startswith(WAITING) and sys.stdin.isatty():
+        print(text(recipe, number))
+        answer = input(f"promote {recipe}@{number}? [y/N] ").strip().lower()
+        decide(f"{recipe}@{number}", "yes" if answer in ("y", "yes") else "no")
+    return text(recipe, number)
+
+
+def text(recipe: str, number: int) -> str:
+    """The version's verdict with every rule, and what came of it."""
+    found = tracking.client()
+    version, tags = registry.find(found, recipe, str(number))
+    champion = registry.champion(found, recipe)
+    kept = verdicts.find(found, version.run_id, tags["verdict_id"]) if "verdict_id" in tags else None
+    lines = verdicts.text(kept) if kept else [f"{recipe}@{number}: no verdict"]
+    state, name = tags.get("verdict_state", ""), f"{recipe}@{number}"
+    stays = f"{recipe}@{champion[0].number} stays in charge" if champion else f"{recipe} has no champion yet"
+    if champion and champion[0].number == number:
+        lines.append(f"  {name} is the champion")
+    elif kept and kept["verdict"] == "promote":
+        why = {REFUSED: "a person refused", LAPSED: "nobody confirmed in time"}.get(
+            state, "it waits for a person" if state.startswith(WAITING) else "it was the champion before")
+        lines.append(f"  {why}: {stays}; put {name} in charge with: evergreen promote {name} --yes")
+    else:
+        lines.append(f"  {stays}")
+    return "\n".join(lines)

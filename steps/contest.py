@@ -1,0 +1,172 @@
+"""Two models and the recipe's test splits -> the evidence on which the gate decides, measured now on the same rows."""
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from steps import batching, gate, params, recipes, seen, slicing, statistics, tasks
+from steps.gate import Comparison, Interval, Pair
+from steps.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model's folder, its tokenizer's where that lies elsewhere, and the keys of the rows it was trained on.
+
+    Without a folder it is the majority class of train, what a classifier's base model amounts to.
+    """
+
+    folder: Path | None
+    tokenizer: Path | None = None
+    known: np.ndarray | None = None
+
+
+def measure(name: str, settings: Recipe, project: params.Project, data: Path, challengers: Sequence[Contestant],
+            champion: Contestant) -> tuple[dict, dict[str, list[dict]]]:
+    """The measured fields of gate.Evidence, and the examples that the first challenger won and lost most.
+
+    Further challengers are the same training from other seeds: the score is then the mean over seeds, and its
+    interval covers the choice of seeds as well as of rows. Test rows that a model was trained on are left out.
+    """
+    import torch
+
+    torch.set_num_threads(project.threads)
+    recipe, rules = recipes.get(name), settings.gate
+    kind = importlib.import_module(f"steps.{settings.kind}")
+    models = [_load(kind, one, settings) for one in (*challengers, champion)]
+    known = np.unique(np.concatenate([one.known for one in (*challengers, champion) if one.known is not None]))
+
+    def judged(task: ModuleType, split: str) -> tuple[np.ndarray, dict, list[np.ndarray], np.ndarray]:
+        path = data / f"{split}.arrow"
+        labels = batching.labels(batching.load(path))
+        texts = batching.texts(path, [*task.TEXTS, "source"])
+        columns = [texts[c] for c in task.TEXTS]
+        said = [kind.baseline(data / "train.arrow", labels) if model is None else
+                task.prediction(kind.outputs(model, columns, settings.evaluate.batch_size), labels)
+                for model in models]
+        gold = labels if labels.ndim == 1 else np.ones(len(labels))
+        return gold, texts, said, ~seen.rows(columns, known)
+
+    def compare(statistic: Callable, gold: np.ndarray, said: list[np.ndarray]) -> Comparison:
+        return comparison(statistic, gold, said[:-1], said[-1], rules, project.seed)
+
+    gold, texts, said, kept = judged(recipe.TASK, "test")
+    statistic = recipe.TASK.STATISTICS[recipe.METRIC]
+    found = {"metric": recipe.METRIC, "excluded": int((~kept).sum()), "seeds": len(challengers),
+             "now": Pair(float(statistic(gold, said[0])), float(statistic(gold, said[-1]))),
+             "milliseconds": milliseconds(kind, models[0], models[-1], texts[recipe.TASK.TEXTS[0]], rules.latency),
+             "megabytes": Pair(megabytes(challengers[0]), megabytes(champion)), "slices": {}, "guards": {}}
+    gold, said = gold[kept], [s[kept] for s in said]
+    texts = {column: [t for t, keep in zip(values, kept, strict=True) if keep] for column, values in texts.items()}
+    if len(gold) < 2:
+        return found, {"won": [], "lost": []}
+    found["test"] = compare(statistic, gold, said)
+    names = settings.prepare.labels if settings.kind == "classification" else []
+    for part, chosen in slicing.parts(recipe.TASK, gold, texts, names).items():
+        value = statistics.accuracy if part.startswith(slicing.LABEL) else statistic
+        if part in rules.slices:
+            found["slices"][part] = compare(value, gold[chosen], [s[chosen] for s in said])
+    for key, entry in recipes.further_tasks(recipe, settings).items():
+        if key in rules.guards:
+            task = tasks.get(entry.task)
+            metric = recipe.METRIC if recipe.METRIC in task.STATISTICS else task.METRIC
+            labels, _, theirs, clean = judged(task, f"tasks/{key}")
+            if clean.sum() >= slicing.SMALLEST_SLICE:
+                found["guards"][key] = compare(task.STATISTICS[metric], labels[clean], [t[clean] for t in theirs])
+    return found, examples(statistic, gold, said[0], said[-1], texts, recipe.TASK.TEXTS, names, rules.examples)
+
+
+def comparison(statistic: Callable, labels: np.ndarray, challengers: Sequence[np.ndarray], champion: np.ndarray,
+               rules: gate.Rules, seed: int) -> Comparison:
+    """Both scores and the gain with percentile bootstrap intervals; rows are resampled for both models together."""
+    def gain(labels: np.ndarray, champion: np.ndarray, *challengers: np.ndarray) -> np.ndarray:
+        return ours(labels, *challengers) - statistic(labels, champion)
+
+    ours = over_seeds(statistic, seed)
+
+    def interval(value: Callable, *data: np.ndarray) -> Interval:
+        point = float(value(*data))
+        if not np.isfinite(point):      # resamples could leave the bad row out
+            return Interval(point, float("nan"), float("nan"))
+        return Interval(point, *statistics.interval(value, data, rules.resamples, rules.confidence, seed))
+
+    return Comparison(len(labels), interval(ours, labels, *challengers), interval(statistic, labels, champion),
+                      interval(gain, labels, champion, *challengers))
+
+
+def over_seeds(statistic: Callable, seed: int) -> Callable[..., np.ndarray]:
+    """The mean of a statistic over predictions of several seeds, which are drawn anew for every resample of rows.
+
+    Deviations are widened by sqrt(S / (S - 1)), so that S seeds vary in the resamples as a sample of S varies.
+    """
+    random = np.random.default_rng(seed)
+
+    def value(labels: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
+        each = np.stack([statistic(labels, p) for p in predictions], axis=-1)
+        count = each.shape[-1]
+        centre = each.mean(axis=-1, keepdims=True)
+        if labels.ndim == 1 or count == 1:
+            return centre[..., 0]
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[:-1]) / count
+        return ((centre + (each - centre) * np.sqrt(count / (count - 1))) * drawn).sum(axis=-1)
+
+    return value
+
+
+def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency) -> Pair:
+    """The best of several rounds on single texts, the models taking turns, so that a busy machine slows both."""
+    chosen = list(texts[:limits.texts])
+    best = {}
+    for _ in range(limits.rounds + 1):      # the first warms up
+        for who, model in (("challenger", challenger), ("champion", champion)):
+            if model is not None:
+                began = time.perf_counter()
+                for text in chosen:
+                    kind.outputs(model, [[text]], 1)
+                best.setdefault(who, []).append(1000 * (time.perf_counter() - began) / len(chosen))
+    return Pair(*(min(best[who][1:]) if who in best else None for who in Pair._fields))
+
+
+def megabytes(one: Contestant) -> float | None:
+    """Of the weights, in millions of bytes."""
+    if one.folder is None:
+        return None
+    return sum(path.stat().st_size for path in one.folder.glob("*.safetensors")) / 1e6
+
+
+def examples(statistic: Callable, gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray,
+             texts: Mapping[str, list[str]], columns: Sequence[str], names: Sequence[str],
+             count: int) -> dict[str, list[dict]]:
+    """The rows whose answer became better, and worse, by most: {"won": [...], "lost": [...]}."""
+    change = rightness(statistic, gold, ours) - rightness(statistic, gold, theirs)
+    order = np.argsort(-change, kind="stable")
+
+    def shown(value: float) -> str | float:
+        return names[int(value)] if names else round(float(value), 4)
+
+    def row(i: int) -> dict:
+        return {**{c: texts[c][i] for c in columns}, "gold": shown(gold[i]), "champion": shown(theirs[i]),
+                "challenger": shown(ours[i]), "change": round(float(change[i]), 4)}
+
+    return {"won": [row(i) for i in order[:count] if change[i] > 0],
+            "lost": [row(i) for i in order[::-1][:count] if change[i] < 0]}
+
+
+def rightness(statistic: Callable, gold: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """[n] how right each answer is: minus the distance of ranks for a correlation, else 1 or 0."""
+    from scipy.stats import rankdata
+
+    if statistic in (statistics.spearman, statistics.pearson):
+        return -np.abs(rankdata(said) - rankdata(gold)) / len(gold)
+    return said if statistic is statistics.mean else (said == gold).astype(float)
+
+
+def _load(kind: ModuleType, one: Contestant, settings: Recipe):
+    if one.folder is None:
+        return None
+    return kind.load(one.folder, settings, **({} if one.tokenizer is None else {"tokenizer": one.tokenizer}))

@@ -1,0 +1,112 @@
+"""A decision of the gate -> its JSON document and its page, kept with the version, and its table for a terminal."""
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from steps.gate import Decision, Evidence, Rules
+
+FOLDER = "verdicts"         # of the version's run
+STYLE = ("body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
+         "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}.no{background:#fdd}")
+
+
+def document(identity: str, recipe: str, names: Mapping[str, str], decision: Decision, evidence: Evidence,
+             rules: Rules, examples: Mapping[str, list[dict]]) -> dict:
+    """What was decided, on what: a JSON-able value. `names` says which models the two sides are."""
+    return plain({
+        "id": identity, "recipe": recipe, **names, "verdict": decision.verdict, "reason": decision.reason,
+        "decided": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rules": [rule._asdict() for rule in decision.rules],
+        "evidence": asdict(evidence), "settings": rules.model_dump(), "examples": dict(examples)})
+
+
+def plain(value):
+    """Tuples as lists, and numbers that JSON does not have as text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> None:
+    """Writes the document and its page to the version's run, and the verdict to the version's tags.
+
+    The tag `verdict_id` is last: a version that has it has all of its verdict.
+    """
+    name = f"{FOLDER}/{kept['id'][:16]}"
+    found.log_text(run_id, page(kept), f"{name}.html")
+    found.log_text(run_id, json.dumps(kept, indent=2, ensure_ascii=False) + "\n", f"{name}.json")
+    for key in ("verdict", "reason"):
+        tag = key if key == "verdict" else f"verdict_{key}"
+        found.set_model_version_tag(recipe, str(number), tag, kept[key][:4000])
+    mark(found, recipe, number, "decided")
+    found.set_model_version_tag(recipe, str(number), "verdict_id", kept["id"])
+
+
+def mark(found, recipe: str, number: int, state: str) -> None:
+    """What came of the verdict: decided, waiting since TIME, promoted, refused or lapsed."""
+    found.set_model_version_tag(recipe, str(number), "verdict_state", state)
+
+
+def find(found, run_id: str, identity: str) -> dict | None:
+    """The document of a verdict that was reached before on the very same things."""
+    path = f"{FOLDER}/{identity[:16]}.json"
+    if path not in [file.path for file in found.list_artifacts(run_id, FOLDER)]:
+        return None
+    kept = json.loads(Path(found.download_artifacts(run_id, path)).read_text(encoding="utf-8"))
+    return kept if kept["id"] == identity else None
+
+
+def text(kept: Mapping) -> list[str]:
+    """The verdict and every rule, for a terminal."""
+    rules = [(rule["name"], rule["found"], rule["limit"], rule["met"]) for rule in kept["rules"]]
+    first, second = (max(len(rule[i]) for rule in rules) for i in (0, 1))
+    return [f"{kept['challenger']} against {kept['champion']}: {kept['verdict'].upper()}",
+            *(f"  {'ok' if met else 'NO':4}{name:{first}}  {found:{second}}  {limit}"
+              for name, found, limit, met in rules),
+            f"  {kept['reason']}"]
+
+
+def page(kept: Mapping) -> str:
+    """The document for people: self-contained HTML, which MLflow shows."""
+    def table(header: list[str], rows: list[list], marks: list[bool] | None = None) -> str:
+        marks = marks or [True] * len(rows)
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+        body = "".join(f"<tr{'' if good else ' class=no'}>" + "".join(
+            f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row, good in
+            zip(rows, marks, strict=True))
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+    def measured(name: str, values: Mapping) -> list:
+        return [name, values["rows"], *(interval(values[side]) for side in ("champion", "challenger", "gain"))]
+
+    found, title = kept["evidence"], f"{kept['challenger']} against {kept['champion']}: {kept['verdict']}"
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(kept['reason'])}</p><p>Decided {kept['decided']}, "
+             f"verdict {kept['id'][:16]}</p><h2>Rules</h2>",
+             table(["rule", "found", "asked", "met"],
+                   [[r["name"], r["found"], r["limit"], "yes" if r["met"] else "NO"] for r in kept["rules"]],
+                   [r["met"] for r in kept["rules"]])]
+    if found["test"]:
+        rows = [measured("test", found["test"]), *(measured(f"slice {n}", v) for n, v in found["slices"].items()),
+                *(measured(f"guard {n}", v) for n, v in found["guards"].items())]
+        parts += [f"<h2>{html.escape(found['metric'])}, with {100 * kept['settings']['confidence']:g} % intervals</h2>",
+                  table(["on", "rows", kept["champion"], kept["challenger"], "gain"], rows),
+                  f"<p>{found['excluded']} test rows were left out: a model was trained on them. The challenger was "
+                  f"trained from {found['seeds']} seed(s).</p>"]
+    for name, rows in kept["examples"].items():
+        if rows:
+            parts += [f"<h2>Examples {name} most</h2>", table(list(rows[0]), [list(row.values()) for row in rows])]
+    parts += ["<h2>Rules as set</h2>", f"<pre>{html.escape(json.dumps(kept['settings'], indent=2))}</pre>"]
+    return (f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+            + "\n".join(parts) + "\n")
+
+
+def interval(values: list) -> str:
+    value, low, high = (v if isinstance(v, str) else f"{v:.4f}" for v in values)
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,96 @@
+"""`evergreen check RECIPE` says what is in the data and what would stop a run, and writes nothing but its report."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project, digests, sample, write_rows
+
+TRAIN = "samples/appliances/train.csv"
+
+
+@pytest.fixture
+def checked(project, inside) -> Project:
+    """A project in which nothing ran, and in which this test works."""
+    project.edit("recipes.sts.contract.unknown", 0.4)
+    inside(project)
+    return project
+
+
+def append(project: Project, *rows: str, file: str = TRAIN) -> None:
+    with open(project / file, "a", encoding="utf-8") as end:
+        end.writelines(f"{row}\n" for row in rows)
+
+
+def everything(project: Project) -> set[str]:
+    return {p.relative_to(project.folder).as_posix() for p in project.folder.rglob("*") if p.is_file()
+            and ".git/" not in str(p) and "__pycache__" not in str(p)}
+
+
+def test_good_data_pass_and_only_the_report_is_written(checked, evergreen):
+    before = everything(checked)
+    done = evergreen("check", "sts")
+    assert done.code == 0, done.out + done.err
+    assert done.out.splitlines()[-1] == "nothing here stops a run"
+    assert everything(checked) - before == {".evergreen/check/sts/report.txt"}
+    assert Path(".evergreen/check/sts/report.txt").read_text(encoding="utf-8") == done.out
+    rows = {line.split()[0]: line.split()[1:4] for line in done.out.splitlines()[3:6]}
+    assert rows == {"train": ["48", "0", "48"], "dev": ["16", "0", "16"], "test": ["24", "0", "24"]}
+
+
+def test_a_page_names_all_that_stops_a_run_and_the_files_where_they_lie(checked, evergreen):
+    test = sample("test", 24)
+    append(checked, "a,b,9", ",b,3", *(",".join(f'"{value}"' for value in row) for row in test[1:4]))
+    done = evergreen("check", "sts")
+    assert (done.code, done.err) == (2, "")
+    for rule in ("score is outside 0 to 5 (score_range)", "sentence1 is empty; write the text or remove the row"):
+        assert f"  train: 1 rows quarantined: {rule}\n" in done.out
+    for problem in (f"{TRAIN}:50: score = '9' is outside", f"{TRAIN}:51: sentence1 = '' is empty"):
+        assert f"\n    {problem}" in done.out
+    assert "3 examples of train stand in test too (3 letter for letter); 3 rows dropped from train" in done.out
+    stops = done.out.partition("a run would stop:\n")[2]
+    assert "train: 2 of 53 rows are bad" in stops and "12.5% of test stands in train too" in stops
+    assert sorted(p.name for p in Path(".evergreen/check/sts").iterdir()) == [
+        "overlaps.csv", "quarantine.csv", "report.txt"]
+
+
+def test_a_file_that_cannot_be_read_is_one_more_reason(checked, evergreen):
+    shutil.copy(checked / TRAIN, checked / "whole.csv")
+    append(checked, '"never closed,b,3')
+    done = evergreen("check", "sts")
+    assert done.code == 2 and f"{TRAIN}:50: unexpected end of data" in done.out.partition("would stop:")[2]
+
+
+def test_a_licence_that_is_not_allowed_and_near_duplicates_are_shown(checked, evergreen):
+    checked.edit("recipes.sts.contract.licences", ["MIT"])
+    one, other, _ = sample("test", 24)[6]
+    append(checked, f'"{one} now","{other}",3')
+    said = evergreen("check", "sts").out
+    assert "the data set's licence 'Apache-2.0' is not one of contract.licences: MIT" in said
+    assert "1 rows of train are nearly alike with test, kept; contract.near_duplicates: drop leaves them out" in said
+
+
+def test_check_sees_the_data_as_they_are_now_and_prepare_as_they_were_imported(finished, tmp_path, inside, evergreen):
+    project = Project(shutil.copytree(finished.folder, tmp_path / "project", symlinks=True), finished.environment)
+    inside(project)
+    before = digests(project.folder)
+    append(project, "a,b,9")
+    assert evergreen("check", "sts").code == 2
+    assert digests(project.folder) == before
+
+
+def test_prepare_writes_the_same_lists_beside_the_data(checked):
+    """One bad row of 201 is left out; report.json says so."""
+    write_rows(checked / TRAIN, [*sample("train", 200), ["a", "b", "9"]])
+    done = checked.dvc("repro", "prepare@sts")
+    assert "train: 200 rows" in done.stdout
+    assert (checked / "data/prepared/sts/quarantine.csv").read_text(encoding="utf-8") == (
+        "split,file,line,column,rule,value\n"
+        "train,data/raw/appliances/train.csv,202,score,is outside 0 to 5 (score_range),9\n")
+
+
+@pytest.mark.parametrize("name, said", [("stx", "recipe 'stx' is not known; known recipes: sts")])
+def test_an_unknown_recipe_is_named(checked, evergreen, name, said):
+    done = evergreen("check", name)
+    assert (done.code, done.out) == (2, "") and said in done.err

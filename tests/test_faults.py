@@ -1,0 +1,284 @@
+"""Real signals, real processes and real rot: a kill -9, a polite stop, a second writer, a damaged cache object."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from flows import graph
+from steps import command, embedding, provenance, schema
+from tests.conftest import Project, digests
+from tests.killing import Training
+from tests.test_interruption import poll
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Project:
+    """The finished project, with no registry and the model to be trained anew, a checkpoint every moment."""
+    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+    for path in (folder / ".evergreen").glob("ml*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Project(folder, finished.environment)
+
+
+TRAIN = ("-m", "steps.train", "sts", "data/prepared/sts", "again", "curves")
+
+
+@contextlib.contextmanager
+def training(project: Project):
+    """`python -m steps.train`, as DVC starts it, into a folder of its own; what it says goes to the file `said`."""
+    with open(project / "said", "w") as said:
+        process = subprocess.Popen([sys.executable, *TRAIN], cwd=project.folder, stdin=subprocess.DEVNULL, stdout=said,
+                                   stderr=subprocess.STDOUT,
+                                   env=project.environment | {"EVERGREEN_TRACKING": "none"})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def trained(project: Project) -> dict[str, str]:
+    return {path.name: provenance.sha256(path) for path in (
+        project / "again/model.safetensors", *sorted((project / "curves").iterdir()))}
+
+
+def committed(project: Project) -> list[str]:
+    return sorted(path.parent.name for path in project.folder.glob(".evergreen/checkpoints/sts/*/manifest.json"))
+
+
+@pytest.fixture
+def long(copy) -> Project:
+    """A training of some seconds."""
+    copy.edit("checkpoint_seconds", 0)
+    copy.edit("recipes.sts.train.epochs", 40)
+    copy.edit("recipes.sts.train.patience", 60)
+    return copy
+
+
+@pytest.mark.fault(1)
+@pytest.mark.fault(8)
+def test_a_training_that_was_killed_and_one_that_was_asked_to_stop_end_with_the_bits_of_one_that_was_left_alone(long):
+    with training(long) as process:
+        assert process.wait(120) == 0, (long / "said").read_text()
+    expected = trained(long)
+    for path in ("again", "curves"):
+        shutil.rmtree(long / path)
+
+    with training(long) as process:
+        poll(lambda: committed(long) or process.poll() is not None, 60)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    killed_at = committed(long)
+    assert killed_at and not (long / "again").exists()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = committed(long)
+        with training(long) as process:
+            poll(lambda: "continues from" in (long / "said").read_text() or process.poll() is not None, 60)
+            began = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(40) == 130, (long / "said").read_text()
+            assert time.monotonic() - began < 30
+        assert committed(long)[-1] > before[-1]
+        assert "interrupted; the next run continues where this one ended" in (long / "said").read_text()
+
+    with training(long) as process:
+        assert process.wait(120) == 0
+    assert f"continues from the checkpoint of step {int(committed_step(before))}" not in (long / "said").read_text()
+    assert trained(long) == expected
+    assert committed(long) == []
+
+
+def committed_step(names: list[str]) -> str:
+    return names[-1].removeprefix("checkpoint-")
+
+
+@pytest.mark.fault(9)
+@pytest.mark.fault(12)
+def test_a_second_writer_of_an_output_is_refused_in_10_seconds_and_told_of_the_first(long):
+    long.edit("recipes.sts.train.epochs", 6000)
+    long.edit("recipes.sts.train.patience", 6000)
+    with training(long) as process:
+        poll(lambda: committed(long) or process.poll() is not None, 60)
+        began = time.monotonic()
+        code = ("import sys, time; from steps import command\n"
+                "sys.exit(command.status(lambda a: command.only_writer(a).__enter__(), ['curves']))")
+        second = long.run(sys.executable, "-c", code, check=False)
+        assert time.monotonic() - began < 10
+        assert second.returncode == 2
+        assert f"process {process.pid}" in second.stderr and "works in curves" in second.stderr
+        assert process.poll() is None
+        process.kill()
+        process.wait(10)
+        assert long.run(sys.executable, "-c", code, check=False).returncode == 0
+
+
+@pytest.mark.fault(9)
+def test_a_lock_is_free_when_its_holder_is_dead_and_different_outputs_have_different_locks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "WAIT", 0.1)
+    ready, told = os.pipe()
+    if not (child := os.fork()):
+        with command.only_writer(["sts", "data/a"]):
+            os.write(told, b"1")
+            time.sleep(60)
+    os.read(ready, 1)
+    with command.only_writer(["sts", "data/b"]):
+        pass
+    with pytest.raises(schema.InputError, match=f"process {child}"), command.only_writer(["sts", "data/a"]):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with command.only_writer(["sts", "data/a"]):
+        pass
+
+
+# The cache
+
+
+def flip(path: Path) -> None:
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def cached(project: Project, path: Path) -> Path:
+    digest = graph.md5(path)
+    return project / f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}"
+
+
+@pytest.mark.fault(11)
+def test_a_restored_output_that_rotted_in_the_cache_is_made_anew(copy, inside):
+    """Without the check DVC copies the damaged weights and calls them up to date."""
+    inside(copy)
+    before = digests(copy.folder)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    shutil.rmtree(copy / "models/sts")
+    lines = []
+    assert graph.reproduce("train@sts", lines.append) == "ran"
+    assert any("models/sts: damaged in DVC's cache" in line for line in lines)
+    assert digests(copy.folder) == before
+    assert graph.discard_damaged(["train@sts"]) == []
+
+
+@pytest.mark.fault(11)
+def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
+    inside(copy)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    shutil.rmtree(copy / "models/sts")
+    copy.dvc("checkout", "models/sts")
+    done = evergreen("register", "sts")
+    assert done.code == 2
+    assert "models/sts: damaged in DVC's cache" in done.out
+    assert "train@sts, evaluate@sts would have to run again" in done.err
+
+
+@pytest.mark.fault(11)
+def test_a_sound_output_stays_though_its_object_rotted(copy, inside):
+    inside(copy)
+    before = digests(copy.folder)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    assert graph.discard_damaged(["train@sts"]) == []
+    assert digests(copy.folder) == before
+
+
+# Killed by the kernel
+
+
+@pytest.mark.fault(28)
+def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
+    inside(copy)
+    copy.edit("seed", 7)
+    step = copy / "steps/train.py"
+    code = step.read_text()
+    kill = "tries = Path('tries')\ntries.write_text((tries.read_text() if tries.exists() else '') + 'x')\n"
+    step.write_text(code.replace('if __name__ == "__main__":\n', f'{kill}if len(tries.read_text()) < 3:\n'
+                                 '    os.kill(os.getpid(), 9)\nif __name__ == "__main__":\n'))
+    lines = []
+    with pytest.raises(graph.StageKilled, match="train@sts was killed by something outside"):
+        graph.reproduce("train@sts", lines.append)
+    assert (copy / "tries").read_text() == "xx"
+    assert sum("once more" in line for line in lines) == 1
+    assert graph.reproduce("train@sts", lines.append) == "ran"
+
+
+# Not finite
+
+
+@pytest.mark.fault(26)
+def test_a_row_that_is_not_finite_stops_training_before_its_step_and_is_named(small, monkeypatch):
+    found = Training(monkeypatch, "sts", small("sts", epochs=1))
+    with pa.ipc.open_stream("data/train.arrow") as source:
+        table = source.read_all()
+    labels = table["label"].to_pylist()
+    labels[17] = float("nan")
+    table = table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels, table["label"].type))
+    with pa.ipc.new_stream("data/poisoned", table.schema) as out:
+        out.write_table(table)
+    Path("data/poisoned").replace("data/train.arrow")
+    with pytest.raises(schema.InputError, match="the loss is nan at step") as refused:
+        found.run()
+    step = int(str(refused.value).partition("at step ")[2].partition(",")[0])
+    rows = str(refused.value).partition("in rows ")[2].partition(" of train.arrow")[0].split(", ")
+    assert "17" in rows and len(rows) == 8
+    assert not Path("model").exists()
+    assert [path.name for path in found.checkpoints()] == [f"checkpoint-{s:08}" for s in range(max(1, step - 2), step)]
+
+
+@pytest.mark.fault(26)
+def test_a_gradient_that_is_not_finite_does_too(small, monkeypatch):
+    """An infinite rate makes infinite weights, and the step behind has no finite loss."""
+    found = Training(monkeypatch, "emotion", small("emotion", learning_rate=1e38, epochs=1))
+    with pytest.raises(schema.InputError, match=r"^the (loss|gradient's norm) is (nan|inf) at step \d, in rows \d+, "):
+        found.run()
+    assert not Path("model").exists()
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("vectors, found", [
+    ([[1.0, 2.0], [1.0, 2.0]], True), ([[1.0, 2.0], [1.0, 2.1]], False), ([[1.0, 2.0], [1.0, 2.0 + 1e-9]], True),
+    ([[np.nan, 2.0], [1.0, 2.0]], True)])
+def test_embeddings_collapsed_where_every_text_has_the_same(vectors, found):
+    assert embedding.collapsed([np.array(vectors), np.array(vectors)]) is found
+
+
+@pytest.mark.fault(26)
+def test_a_model_whose_embeddings_collapsed_is_not_kept(small, monkeypatch, tiny_model):
+    """Every weight is 0, so every text has the same vector."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_model, "zero")
+    weights = load_file("zero/model.safetensors")
+    save_file({name: np.zeros_like(value) for name, value in weights.items()}, "zero/model.safetensors",
+              {"format": "pt"})
+    recipe = small("sts").model_copy(update={"base_model": "zero"})
+    with pytest.raises(schema.InputError, match="the embeddings have collapsed"):
+        Training(monkeypatch, "sts", recipe).run()
+    assert not Path("model").exists()
+
+
+# A database
+
+
+@pytest.mark.fault(6)
+def test_a_full_database_is_named():
+    import sqlite3
+
+    database = sqlite3.connect(":memory:")
+    database.execute("create table t (x)")
+    database.execute("pragma max_page_count = 3")
+    with pytest.raises(sqlite3.OperationalError) as full:
+        database.execute("insert into t values (?)", ("x" * 100_000,))
+    assert command.no_space(full.value)
+    assert not command.no_space(sqlite3.OperationalError("database is locked"))

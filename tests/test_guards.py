@@ -1,0 +1,162 @@
+"""Each guard switched off: what it guards against then happens, so the matrix's tests would see it gone."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from steps import checkpoint, command, embedding, resuming
+from steps import training as library
+from tests.conftest import changed
+from tests.killing import Training
+from tests.test_checkpoint import fill, flip, step_of
+
+pytestmark = pytest.mark.guard
+
+
+def kept_in(folder: Path) -> checkpoint.Checkpoints:
+    found = checkpoint.Checkpoints(folder / "checkpoints", 0.0, {"rate": "1"})
+    for number in (1, 2):
+        found.commit(number, lambda place, number=number: fill(place, number))
+    return found
+
+
+@pytest.fixture
+def found(small, monkeypatch) -> Training:
+    return Training(monkeypatch, "sts", small("sts", epochs=2, patience=9))
+
+
+def differs(found: Training, step: int = 4) -> bool:
+    """Whether a training that was killed at that step of 6 ends with other bits than one that was not."""
+    expected = found.run()
+    found.killed_at(step)
+    return found.run("killed") != expected
+
+
+def test_no_digests_row_3(tmp_path, monkeypatch):
+    """A flipped bit is continued from."""
+    kept = kept_in(tmp_path)
+    flip(kept.folder / "checkpoint-00000002/weights")
+    monkeypatch.setattr(checkpoint, "damage", lambda folder: None)
+    assert step_of(kept.newest()) == 2
+
+
+def test_no_manifest_row_2(tmp_path, monkeypatch):
+    """A folder that a kill left half written is continued from."""
+    kept = kept_in(tmp_path)
+    (kept.folder / "checkpoint-00000003").mkdir()
+    monkeypatch.setattr(checkpoint, "damage", lambda folder: None)
+    monkeypatch.setattr(checkpoint, "manifest", lambda folder: {"fingerprint": kept.fingerprint})
+    assert step_of(kept.newest()) == 3
+
+
+def test_no_second_checkpoint_row_3(tmp_path, monkeypatch):
+    """Damage to the only one left is the loss of all."""
+    monkeypatch.setattr(checkpoint, "KEPT", 1)
+    kept = kept_in(tmp_path)
+    flip(kept.folder / "checkpoint-00000002/weights")
+    assert kept.newest() is None
+
+
+def test_no_fingerprint_row_5(found, monkeypatch):
+    """A training continues with settings that it did not begin with: no training with either has its bits."""
+    expected = Training(monkeypatch, "sts", changed(found.settings, learning_rate=0.002)).run()
+    found.killed_at(4)
+    monkeypatch.setattr(checkpoint, "difference", lambda before, now: [])
+    assert Training(monkeypatch, "sts", changed(found.settings, learning_rate=0.002)).run("killed") != expected
+
+
+@pytest.mark.parametrize("lost", ["_load_rng_state", "_load_optimizer_and_scheduler"])
+def test_no_random_states_or_no_optimizer_row_1(found, monkeypatch, lost):
+    monkeypatch.setattr(resuming.Resumable, lost, lambda self, checkpoint: None, raising=False)
+    assert differs(found)
+
+
+def test_no_curves_row_1(found, monkeypatch):
+    monkeypatch.setattr(library.History, "restore", lambda self, state, best: setattr(
+        self, "place", tuple(state["place"])))
+    assert differs(found)
+
+
+def test_no_place_in_the_data_row_1(found, monkeypatch):
+    init = resuming.Resumable._init_training_state
+    monkeypatch.setattr(resuming.Resumable, "_init_training_state",
+                        lambda self, *a: (init(self, *a)[0], 0) if a[3] else init(self, *a))
+    assert differs(found, 3)
+
+
+def test_no_weights_of_the_loss_row_1(small, monkeypatch):
+    """The decoder of tsdae starts anew, as it does with the library's own checkpoints."""
+    found = Training(monkeypatch, "tsdae", small("tsdae", epochs=2, patience=9))
+    monkeypatch.setattr(resuming.Resumable, "trained", lambda self: self.model)
+    assert differs(found)
+
+
+def test_no_best_weights_row_1(small, monkeypatch):
+    """The best evaluation is the first; killed behind it, the training keeps what came later."""
+    found = Training(monkeypatch, "sts", small("sts", epochs=2, patience=9))
+    monkeypatch.setattr(library.History, "kept", lambda self: self.epochs[min(1, len(self.epochs) - 1)])
+    restore = library.History.restore
+
+    def forgetful(self, state, best):
+        restore(self, state, best)
+        self.best = {k: v.detach().clone() for k, v in self.trainer.model.state_dict().items()}
+
+    monkeypatch.setattr(library.History, "restore", forgetful)
+    assert differs(found)
+
+
+def test_no_check_of_what_is_finite_row_26(small, monkeypatch):
+    """A model whose weights are no numbers is trained to the end and kept."""
+    found = Training(monkeypatch, "emotion", small("emotion", learning_rate=1e38, epochs=1))
+    monkeypatch.setattr(resuming.math, "isfinite", lambda value: True)
+    found.run()
+    assert any(np.isnan(weights).any() for weights in load_file("model/model.safetensors").values())
+
+
+def test_no_check_of_the_embeddings_row_26(monkeypatch):
+    """A score of vectors that are all the same but for rounding passes for a score."""
+    from steps.tasks import triplet
+
+    same = [np.ones((4, 3)) for _ in range(3)]
+    assert embedding.collapsed(same)
+    assert np.isfinite(triplet.scores(same, np.ones(4))[triplet.METRIC])
+
+
+def test_no_step_lock_row_9(tmp_path, monkeypatch):
+    """Two write one output at the same time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "WAIT", 0.1)
+    monkeypatch.setattr("filelock.FileLock.acquire", lambda self, *a, **k: self)
+    monkeypatch.setattr("filelock.FileLock.release", lambda self, *a, **k: None)
+    with command.only_writer(["curves"]), command.only_writer(["curves"]):
+        pass
+
+
+def test_no_cleaning_up_row_6(tmp_path, monkeypatch):
+    """What a full disk left is there to be mistaken for a checkpoint."""
+    kept = kept_in(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *a, **k: None)
+
+    def full(folder):
+        (folder / "weights").write_bytes(b"3")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        kept.commit(3, full)
+    assert (kept.folder / "checkpoint-00000003").exists()
+
+
+def test_no_second_try_row_28(small, monkeypatch):
+    monkeypatch.setattr(resuming, "out_of_memory", lambda error: False)
+    found = Training(monkeypatch, "sts", small("sts"))
+
+    def short(self, model, inputs, num_items_in_batch=None):
+        raise MemoryError
+
+    monkeypatch.setattr(resuming.Resumable, "training_step", short)
+    with pytest.raises(MemoryError):
+        found.run()

@@ -1,0 +1,142 @@
+"""What a run would fail by later is said in its first seconds, with the fix, and no stage starts."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from flows import preflight
+from steps import params
+from steps.schema import InputError
+from tests.conftest import Project
+
+TRAIN = "samples/appliances/train.csv"
+
+
+@pytest.fixture
+def here(project, inside) -> Project:
+    inside(project)
+    return project
+
+
+def refusal() -> str:
+    with pytest.raises(InputError) as caught:
+        preflight.check(["sts"], params.load())
+    return str(caught.value)
+
+
+def passes() -> None:
+    preflight.check(["sts"], params.load())
+
+
+def weights(path: Path, rows: int) -> None:
+    """A safetensors file whose header alone is there."""
+    header = json.dumps({"embeddings.word_embeddings.weight": {
+        "dtype": "F32", "shape": [rows, 1000], "data_offsets": [0, rows * 4000]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def test_a_good_project_passes_with_a_line_of_what_it_needs(here, capsys):
+    passes()
+    assert "sts: 0.0 M parameters; 3 checkpoints of 0.0 GB (" in capsys.readouterr().out
+
+
+def test_parameters_are_counted_from_the_header(here, tiny_model):
+    from transformers import AutoModel
+
+    count = sum(p.numel() for p in AutoModel.from_pretrained(tiny_model).parameters())
+    assert preflight.parameters(tiny_model) == count
+
+
+def test_a_run_stops_with_status_2_before_any_stage(project):
+    """The one test with a process of its own: columns, licence and all the rest are named together."""
+    (project / TRAIN).write_text("sentence1;sentence2;score\na;b;3\n", encoding="utf-8")
+    project.edit("recipes.sts.contract.licences", ["MIT"])
+    done = project.evergreen("run", "sts", check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"error: sts: {TRAIN}: column 'sentence1' is missing; the file has 'sentence1;sentence2;" in done.stderr
+    assert "error: sts: the data set's licence 'Apache-2.0' is not one of contract.licences: MIT" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (project / "data").exists() and not (project / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda p: (p / TRAIN).write_text("one,two,three\n", encoding="utf-8"), "column 'sentence1' is missing"),
+    (lambda p: (p / TRAIN).write_bytes(b"\xff\xfes\0"), "train.csv:1: byte 0xff is not UTF-8"),
+    (lambda p: (p / TRAIN).unlink(), "samples/appliances/train.csv does not exist; correct datasets.local.appliances"),
+    (lambda p: p.edit("recipes.sts.tasks", {"more": {
+        "task": "sts", "test": "dev", "columns": {"sentence1": "x", "sentence2": "sentence2", "score": "score"},
+        "score_range": [0.0, 5.0]}}), "samples/appliances/dev.csv: column 'x' is missing")])
+def test_files_that_lie_here_are_looked_at(here, change, said):
+    change(here)
+    assert said in refusal()
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("recipes.sts.train.metric", "accuracy", "recipes.sts.train.metric = 'accuracy'"),
+    ("recipes.sts.train.batch_size", 0, "recipes.sts.train.batch_size = 0"),
+    ("recipes.sts.base_model", "models/base/none", "no such stage; known: ")])
+def test_metric_names_and_numbers_are_refused_before(here, key, value, said):
+    here.edit(key, value)
+    with pytest.raises(InputError, match=said):
+        params.load()
+
+
+def test_a_model_whose_checkpoints_do_not_fit_the_disk_is_refused(here):
+    """36 bytes a parameter: weights and two moments of AdamW, three times."""
+    free = shutil.disk_usage(".").free
+    weights(here / "tiny-bert/model.safetensors", 2 * free // 36_000)
+    said = refusal()
+    assert "sts: 3 checkpoints of tiny-bert need " in said and "free some, or choose a smaller base_model" in said
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_refused_with_what_to_lower(here):
+    here.edit("recipes.sts.train.batch_size", 100_000_000)
+    assert "GB of memory and there are" in (said := refusal())
+    assert "halve train.batch_size (100000000) and double train.gradient_accumulation" in said
+
+
+def test_more_rows_longer_texts_and_more_layers_need_more_memory(here, tiny_model):
+    settings = params.load().recipe("sts")
+
+    def need(**changes) -> int:
+        parts = {part: getattr(settings, part).model_copy(update={k: v for k, v in changes.items()
+                 if hasattr(getattr(settings, part), k)}) for part in ("train", "prepare")}
+        return preflight.activations(tiny_model, settings.model_copy(update=parts))
+
+    assert need(batch_size=32) == 2 * need(batch_size=16)
+    assert need(max_length=256) > 2 * need(max_length=128)
+    assert need(precision="bf16") * 2 == need(precision="fp32")
+
+
+def fake_cards(folder: Path, monkeypatch, *megabytes: int) -> None:
+    """An nvidia-smi that answers for cards of so much memory, and a torch that could use them."""
+    tool = folder / "bin/nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n" + "".join(f"echo {size}\n" for size in megabytes), encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda name: "2.13.0")
+
+
+def test_a_gpu_that_is_not_there_is_named(here, tmp_path, monkeypatch):
+    fake_cards(tmp_path, monkeypatch, 40960, 40960)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    passes()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert refusal() == "CUDA_VISIBLE_DEVICES names GPU 2; this machine has 2, counted from 0: correct it"
+
+
+def test_the_memory_of_a_gpu_counts_where_there_is_one(here, tmp_path, monkeypatch):
+    fake_cards(tmp_path, monkeypatch, 1)
+    assert preflight.memory() == 1 << 20
+    assert "there are 0.0; halve" in refusal()
+
+
+def test_data_and_models_that_are_yet_to_be_fetched_are_no_reason_to_stop(here):
+    here.edit("base_models.local", {})
+    here.edit("base_models.remote", {"tiny": {"url": "http://127.0.0.1:9", "licence": "MIT", "sha256": {
+        "model.safetensors": "0" * 64}}})
+    passes()

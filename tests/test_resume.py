@@ -1,0 +1,143 @@
+"""A training that was killed continues, and ends with the bits of one that never was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from steps import embedding, recipes, resuming
+from steps import training as library
+from tests.conftest import SAMPLES, changed
+from tests.killing import PLACE, Training
+
+pytestmark = pytest.mark.fault(1)
+
+
+@pytest.fixture
+def training(small, monkeypatch):
+    """training("sts", epochs=2, ...) -> a Training of the recipe on 24 rows, 3 steps an epoch."""
+    return lambda recipe, **settings: Training(monkeypatch, recipe, small(
+        recipe, **{"epochs": 2, "patience": 99, **settings}))
+
+
+@pytest.mark.parametrize("recipe", SAMPLES)
+def test_every_recipe_ends_with_the_bits_of_one_that_was_not_killed(training, recipe):
+    """Killed within the first epoch, at its end, and twice in the second."""
+    found = training(recipe)
+    expected = found.run()
+    found.killed_at(2, 3, 4, 5)
+    assert [path.name for path in found.checkpoints()] == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert found.run("killed") == expected
+    assert not (PLACE / recipe).exists()
+
+
+def test_softmax_does_with_its_classifier(small, monkeypatch):
+    recipe = small("nli", loss="softmax", epochs=2)
+    recipe = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"train_rows": "pairs"})})
+    Path("raw/train_pairs.csv").rename("raw/train.csv")
+    found = Training(monkeypatch, "nli", recipe)
+    expected = found.run()
+    found.killed_at(3, 5)
+    assert found.run("killed") == expected
+
+
+@pytest.mark.parametrize("settings, steps", [
+    ({"epochs": 3, "evaluations": 3}, (2, 5, 7)),                       # evaluations within an epoch
+    ({"epochs": 3, "gradient_accumulation": 2}, (1, 2, 4)),             # 3 batches are 2 steps
+    ({"epochs": 9, "patience": 1, "learning_rate": 1e-9}, (2, 4)),      # ends by itself
+    ({"epochs": 2, "precision": "bf16"}, (2, 4)),
+])
+def test_so_does_every_way_to_count_steps(training, settings, steps):
+    found = training("sts", **settings)
+    expected = found.run()
+    found.killed_at(*steps)
+    assert found.checkpoints()
+    assert found.run("killed") == expected
+
+
+def test_so_does_a_log_whose_lines_are_means_of_several_steps(training, monkeypatch):
+    found, arguments = training("sts", epochs=3), library.arguments
+    monkeypatch.setattr(library, "arguments", lambda *given: {**arguments(*given), "logging_steps": 2})
+    expected = found.run()
+    found.killed_at(4, 6, 8)
+    assert found.run("killed") == expected
+    assert Path("curves-model/loss.csv").read_text(encoding="utf-8").count("\n") == 1 + 9 // 2
+
+
+def test_so_does_an_epoch_that_leaves_rows_out(training):
+    """Every anchor is the same, so that a batch holds one row of it and the epoch ends before its time."""
+    found = training("nli")
+    lines = Path("raw/train.csv").read_text(encoding="utf-8").splitlines()
+    for place in range(2, 24, 2):
+        lines[place] = lines[1]
+    shutil.rmtree("data")
+    Path("raw/train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = Training(found.patch, "nli", found.settings)
+    expected = found.run()
+    found.killed_at(2, 4)
+    assert found.run("killed") == expected
+
+
+@pytest.mark.parametrize("settings, last", [
+    ({}, 6), ({"epochs": 9, "patience": 1, "learning_rate": 1e-9}, None)])       # ends by itself
+def test_so_does_one_that_was_killed_behind_its_last_step(training, monkeypatch, settings, last):
+    found = training("sts", **settings)
+    expected = found.run()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("steps.train.parent", interrupted)
+        found.run("killed")
+    steps = int(found.checkpoints()[-1].name.removeprefix("checkpoint-"))
+    assert steps == last if last else steps < 9 * 3
+    assert found.run("killed") == expected
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_without_checkpoints_the_bits_are_the_same(training, monkeypatch):
+    found = training("sts")
+    expected = found.run()
+    assert Training(monkeypatch, "sts", found.settings, seconds=1e9).run("rarely") == expected
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("recipe", ["sts", "nli", "emotion"])
+def test_a_training_whose_memory_is_too_small_continues_with_parts_of_batches_and_says_so(training, monkeypatch, recipe,
+                                                                                          capsys):
+    """nli's negatives are the rows of the batch, so it goes on with the loss that computes them part by part."""
+    found = training(recipe)
+    step_of, tries = resuming.Resumable.training_step, []
+
+    def short_of_memory(trainer, model, inputs, num_items_in_batch=None):
+        tries.append((trainer.state.global_step, trainer.parts))
+        if trainer.parts == 1 and trainer.state.global_step == 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory")
+        return step_of(trainer, model, inputs, num_items_in_batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resuming.Resumable, "training_step", short_of_memory)
+        found.run()
+    assert tries == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)]
+    assert "out of memory: once more from the last checkpoint" in capsys.readouterr().err
+    assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
+
+
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(training):
+    found = training("sts")
+    gradients = []
+    for parts in (1, 2):
+        trainer, _ = embedding.build_trainer(recipes.get("sts"), changed(found.settings, batch_size=7), 42,
+                                             Path("data"), Path(found.settings.base_model), Path("scratch"),
+                                             lambda *_: None, parts)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.create_optimizer()
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
