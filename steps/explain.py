@@ -94,8 +94,8 @@ def setting(found, run_id: str) -> list[tuple[str, str]]:
         ("environment", f"{', '.join(versions) or 'not kept'}; sha256 {tags.get('environment_sha256', 'not known')}"),
         ("hardware", f"{tags.get('device', 'not known')}, {tags.get('precision', 'not known')}, "
                      f"{parameters.get('threads', 'not known')} threads"),
-        ("parameters", ", ".join(f"{key} {value}" for key, value in sorted(parameters.items()))),
-        ("run", run_id),
+        ("parameters", ", ".join(f"{key} {value}" for key, value in sorted(parameters.items())) or "not known"),
+        ("run", run_id or "none"),
     ]
 
 

@@ -175,7 +175,7 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
         recipe, logged.model_uri, run_id, tags={**tags, "files_sha256": files_sha256(stored)},
         description=card, model_id=logged.model_id)
     made = [int(v.version) for v in found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
-            if all(v.tags.get(key) == tags[key] for key in ("model_sha256", "evaluation_sha256"))]
+            if v.source == version.source]
     for extra in sorted(made)[1:]:      # the answer to the first request was lost on the way, and it was sent again
         found.delete_model_version(recipe, str(extra))
     return read_version(found, recipe, min([*made, int(version.version)]), created=True)

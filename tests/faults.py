@@ -8,8 +8,11 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import mlflow
@@ -155,9 +158,10 @@ def killed_registrations(kills: int, seed: int) -> list[dict]:
 
 def races(count: int, seed: int) -> list[dict]:
     """Two challengers decide at once, again and again: each takes the alias if its score is the better one."""
-    def decide(number: int) -> None:
+    def decide(number: int, start: Barrier) -> None:
         found = tracking.client()
         score = {n: float(found.get_model_version("sts", str(n)).tags["score"]) for n in registry.numbers(found, "sts")}
+        start.wait(60)
         with history.deciding("sts"):
             now = history.in_charge(found, "sts")
             if now is None or score[number] > score[now]:
@@ -176,8 +180,8 @@ def races(count: int, seed: int) -> list[dict]:
         scores = [draw.random(), draw.random()]
         looked = result(lambda s=scores: look_and_add(s))       # at what the turn before came to
         turns = [*turns[:-1], {**looked, **turns[-1]}] if turns else turns
-        pair = looked["pair"]
-        codes = [ended(p)[0] for p in [forked(lambda n=n: decide(n)) for n in pair]]
+        pair, start = looked["pair"], get_context("fork").Barrier(2)
+        codes = [ended(p)[0] for p in [forked(lambda n=n, start=start: decide(n, start)) for n in pair]]
         best = max(best, *zip(scores, pair, strict=True))
         turns.append({"pair": pair, "best": best[1], "codes": codes})
     return [*turns[:-1], {**result(lambda: look_and_add([])), **turns[-1]}]
@@ -202,6 +206,7 @@ def writers(count: int, each: int) -> dict:
             if (now := history.in_charge(found, "sts")) is not None:
                 registry.verified(found, "sts", now)
                 seen += 1
+            time.sleep(0.05)
         return seen
 
     def look() -> dict:

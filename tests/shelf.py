@@ -1,5 +1,6 @@
 """Small versions of `sts` in a store of their own: a few bytes each, registered as ours are, nothing trained."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -23,9 +24,16 @@ def put(found, content: bytes, name: str = "model.safetensors", **tags: str) -> 
     tags |= {"files_sha256": registry.files_sha256(stored)}
     if tracking.uri().startswith("sqlite:"):
         return int(found.create_model_version(RECIPE, str(stored), tags=tags).version)
-    run = found.create_run(tracking.experiment(found, RECIPE))      # a server takes what lies in its own store alone
-    found.log_artifacts(run.info.run_id, str(stored), "stored")
-    return int(found.create_model_version(RECIPE, f"{run.info.artifact_uri}/stored", run.info.run_id, tags).version)
+    run_id, artifacts = run_of_process(found, os.getpid())      # a server takes what lies in its own store alone
+    found.log_artifacts(run_id, str(stored), stored.name)
+    return int(found.create_model_version(RECIPE, f"{artifacts}/{stored.name}", run_id, tags).version)
+
+
+@functools.cache
+def run_of_process(found, pid: int) -> tuple[str, str]:
+    """The run that holds the artifacts of a process: its id and where they lie."""
+    run = found.create_run(tracking.experiment(found, RECIPE))
+    return run.info.run_id, run.info.artifact_uri
 
 
 def weights(found, number: int) -> Path:

@@ -18,7 +18,7 @@ from steps import embedding, params, register, registry, tracking
 from steps.schema import InputError
 from tests.conftest import Project
 
-OPENERS = 6
+OPENERS = 8
 WEIGHTS = "model.sentence_transformer/model.safetensors"
 
 
