@@ -116,12 +116,14 @@ def run(options: argparse.Namespace) -> int:
     from flows import report
     from steps import history
 
-    for recipe in recipes:
-        warn(history.notice(recipe))
+    def notice() -> None:
+        for recipe in recipes:
+            warn(history.notice(recipe))
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with command.only_one(HOME / "run", "this folder"):
         report.clean_up(PREFECT["PREFECT_HOME"])
-        return report.run(recipes, options.seeds, options.approve)
+        return report.run(recipes, options.seeds, options.approve, notice)
 
 
 def check(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect import flow, get_run_logger, task
@@ -113,13 +114,16 @@ def on_a_server() -> bool:
     return "PREFECT_API_URL" in os.environ
 
 
-def run(recipes: list[str], approve: str | None = None, decide: bool = True) -> dict:
-    """Runs the flow here: on the server of PREFECT_API_URL, or on a temporary one that ends with it."""
+def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callable[[], None]) -> dict:
+    """Runs the flow here: on the server of PREFECT_API_URL, or on a temporary one that ends with it.
+
+    `get_ready` is called while the server starts, and is done when the flow begins.
+    """
     global _slots
     _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // params.load().threads))
     settings = {}
     with ThreadPoolExecutor(1) as beside:       # another core has time while the server starts
-        ready = beside.submit(register.get_ready)
+        ready = beside.submit(get_ready)
         if not PREFECT_API_URL.value():
             settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
             # A terminal sends Ctrl-C to all; the server inherits this mask and lives to hear how we ended.

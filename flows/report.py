@@ -1,6 +1,7 @@
 """A run from the terminal: what is to do, the flow, and the table at the end."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from flows import graph, preflight, promotion, seeds
@@ -24,10 +25,11 @@ def clean_up(prefect_home: str) -> None:
                     process.terminate()
 
 
-def run(names: list[str], count: int = 1, approve: str | None = None) -> int:
+def run(names: list[str], count: int, approve: str | None, notice: Callable[[], None]) -> int:
     """Runs the recipes and prints what came of it; where nothing is to do, no flow is started.
 
-    With a `count` above 1 each recipe is trained from that many seeds, and the verdict comes after the last.
+    With a `count` above 1 each recipe is trained from that many seeds, and the verdict comes after the last. `notice`
+    looks for champions that were moved by hand; it opens the store, for which there is time while a server starts.
     """
     began = time.monotonic()
     if "+changes" in (commit := provenance.git_commit()):
@@ -36,11 +38,12 @@ def run(names: list[str], count: int = 1, approve: str | None = None) -> int:
     project = params.load()
     stages = [s.name for s in graph.plan(project.targets(names))]
     if not graph.stale(stages) and all(register.registered(n) for n in names):
+        notice()
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
         preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
-        versions, code = flow(names, approve, decide=count == 1)
+        versions, code = flow(names, approve, count == 1, notice)
     for name, version in versions.items():
         print("\n" + table(name, version))
         if count > 1:
@@ -68,11 +71,16 @@ def register_finished(name: str) -> None:
     print(table(name, register.register(name)))
 
 
-def flow(names: list[str], approve: str | None, decide: bool) -> tuple[dict[str, Version], int]:
+def flow(names: list[str], approve: str | None, decide: bool,
+         notice: Callable[[], None]) -> tuple[dict[str, Version], int]:
     from flows import pipeline
 
+    def get_ready() -> None:
+        notice()
+        register.get_ready()
+
     try:
-        done = pipeline.run(names, approve, decide)
+        done = pipeline.run(names, approve, decide, get_ready)
     except graph.StageFailed as error:
         print(f"error: {error}", flush=True)
         return {}, 1
