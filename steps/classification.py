@@ -42,7 +42,7 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
         raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks {', '.join(sorted(lacking))}")
     model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
-    return model
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def classify(model: PreTrainedModel, texts: list[list[int]], batch_size: int) -> np.ndarray:

@@ -104,6 +104,9 @@ def status(body: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return 2
     except BrokenPipeError:
         return 141
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        print(f"error: {error.filename}: {error.strerror}; correct the path or its permissions", file=sys.stderr)
+        return 2
     except Exception as error:
         if not no_space(error):
             raise

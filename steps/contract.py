@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from steps import reading, schema
+from steps import reading
 from steps.schema import Columns, Contract, InputError
 
 SHOWN = 10                  # bad rows named before the rest is only counted
@@ -169,12 +169,12 @@ def rules(columns: Columns, texts: Sequence[str], entry, labels: Sequence[str], 
         checks = found.setdefault(column, [])
         if name == "score":
             low, high = entry.score_range
-            checks += [check("is not a number such as 4 or 2.5", lambda t: math.isfinite(schema.number(t))),
+            checks += [check("is not a number such as 4 or 2.5", lambda t: math.isfinite(reading.number(t))),
                        check(f"is outside {low:g} to {high:g} (score_range)",
-                             lambda t, low=low, high=high: low <= schema.number(t) <= high)]
+                             lambda t, low=low, high=high: low <= reading.number(t) <= high)]
         elif name == "label":
             checks.append(check(f"is not a label of the schema; labels are {', '.join(labels)}, or their places 0 to "
-                                f"{len(labels) - 1}", lambda t: schema.label(t, labels) is not None))
+                                f"{len(labels) - 1}", lambda t: reading.label(t, labels) is not None))
         elif name == "vector":
             checks.append(check("is not a vector of finite numbers", lambda v: isinstance(v, list) and v != []
                                 and all(map(math.isfinite, v))))

@@ -4,15 +4,17 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from steps.params import InputError
+from steps.schema import Columns, InputError
 
 TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 BATCH = 1000        # rows of a Parquet file held at once
+NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 FIELD = 10_000_000  # characters of a field; where one seems longer, a quote was not closed
 
 
@@ -102,7 +104,7 @@ def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:       # also a number of thousands of digits
             raise InputError(f"{path}:{number}: not a JSON object: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a line must hold one JSON object, not {type(row).__name__}")
@@ -121,7 +123,14 @@ def _parquet(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
     with file:
         _check_columns(path, file.schema_arrow.names, columns)
         number = 0
-        for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+        batches = file.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(f"{path}: damaged behind row {number}: {error}; bring the file again") from None
+            if batch is None:
+                return
             for row in batch.to_pylist():
                 number += 1
                 yield number, {k: "" if v is None else v if isinstance(v, list) else str(v) for k, v in row.items()}
@@ -134,3 +143,22 @@ def _check_columns(path, header: Sequence[str], columns: Sequence[str]) -> None:
         present = ", ".join(map(repr, header)) or "none"
         raise InputError(f"{path}: column {missing[0]!r} is missing; the file has {present}; "
                          "name the right one (columns in params.yaml, or --column)")
+
+
+def texts(row: Mapping[str, str], columns: Columns, names: Sequence[str]) -> dict[str, str]:
+    """The row's texts under the recipe's names, and its source."""
+    found = {name: row[getattr(columns, name)] for name in names}
+    return found if columns.source is None else {**found, "source": row[columns.source]}
+
+
+def label(text: str, labels: Sequence[str]) -> int | None:
+    """The place of a label among `labels`, given by name or by place; None where it is neither."""
+    for known in (list(labels), [str(place) for place in range(len(labels))]):
+        if text.strip() in known:
+            return known.index(text.strip())
+    return None
+
+
+def number(text: str) -> float:
+    """The number that a text writes out; nan where it writes none: "1,5", "4.", "inf" and "" are none."""
+    return float(text) if NUMBER.fullmatch(text.strip()) else math.nan

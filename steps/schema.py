@@ -1,15 +1,12 @@
 """The entries of params.yaml as strict types: recipes and tasks; sources.py has where data comes from."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PARAMS = Path("params.yaml")
-NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 LONG = 100          # characters of a section of params.yaml above which an error does not repeat it
 
 
@@ -55,25 +52,6 @@ class Columns(Strict):
 
     def wanted(self) -> list[str]:
         return [name for name in self.model_dump().values() if name is not None]
-
-
-def texts(row: Mapping[str, str], columns: Columns, names: Sequence[str]) -> dict[str, str]:
-    """The row's texts under the recipe's names, and its source."""
-    found = {name: row[getattr(columns, name)] for name in names}
-    return found if columns.source is None else {**found, "source": row[columns.source]}
-
-
-def label(text: str, labels: Sequence[str]) -> int | None:
-    """The place of a label among `labels`, given by name or by place; None where it is neither."""
-    for known in (list(labels), [str(place) for place in range(len(labels))]):
-        if text.strip() in known:
-            return known.index(text.strip())
-    return None
-
-
-def number(text: str) -> float:
-    """The number that a text writes out; nan where it writes none: "1,5", "4.", "inf" and "" are none."""
-    return float(text) if NUMBER.fullmatch(text.strip()) else math.nan
 
 
 class Split(Strict):

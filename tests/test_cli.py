@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from flows import cli
+from steps import command
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "pandas", "transformers", "sentence_transformers", "numpy", "matplotlib")
 COMMANDS = ("run", "check", "register", "promote", "predict", "embed", "rollback", "history", "explain", "reproduce",
@@ -78,3 +79,12 @@ def test_outside_a_project_the_missing_file_is_named(project, tmp_path):
                        "run", "sts", check=False)
     assert (done.returncode, done.stderr) == (2, "error: params.yaml is not here; run this in the project's folder\n")
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_path_that_is_not_as_it_must_be_is_named(tmp_path, capsys):
+    def body(arguments):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder").write_text("no file", encoding="utf-8")
+    assert command.status(body, []) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/folder: Is a directory; correct the path or its permissions\n")

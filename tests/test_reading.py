@@ -199,3 +199,18 @@ def test_a_data_set_without_files_is_refused(tmp_path):
     (tmp_path / "source.json").touch()
     with pytest.raises(InputError, match="has no files; declare them under splits"):
         reading.splits(tmp_path)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path):
+    pq.write_table(pa.table({"text": [f"text number {n}" for n in range(500)]}), tmp_path / "train.parquet",
+                   use_dictionary=False)
+    content = bytearray((tmp_path / "train.parquet").read_bytes())
+    content[100:400] = bytes(300)
+    (tmp_path / "train.parquet").write_bytes(content)
+    assert refusal(tmp_path / "train.parquet", ["text"]).startswith(": damaged behind row 0: ")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["a number too long", "brackets too deep"])
+def test_json_that_the_parser_cannot_take_is_named_by_its_line(tmp_path, value):
+    (tmp_path / "train.jsonl").write_text('{"text": "good"}\n{"text": ' + value + "}\n", encoding="utf-8")
+    assert refusal(tmp_path / "train.jsonl", ["text"]).startswith(":2: not a JSON object: ")

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from steps import schema
+from steps import reading, schema
 from steps.tasks import triplet as task
 
 TASK = task
@@ -78,8 +78,8 @@ def examples(row: Mapping[str, str], prepare: Prepare) -> Iterable[dict]:
     """A triplet, or a pair with its label's number."""
     if prepare.train_rows == "triplets":
         return [task.example(row, prepare)]
-    found = schema.texts(row, prepare.pair_columns, ("premise", "hypothesis"))
-    return [{**found, "label": schema.label(row[prepare.pair_columns.label], LABELS)}]
+    found = reading.texts(row, prepare.pair_columns, ("premise", "hypothesis"))
+    return [{**found, "label": reading.label(row[prepare.pair_columns.label], LABELS)}]
 
 
 def in_parts(train: Train, parts: int) -> Train | None:

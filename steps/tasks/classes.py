@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from steps import schema, statistics
+from steps import reading, schema, statistics
 
 TEXTS = ("text",)
 METRIC = "matthews_correlation"
@@ -46,8 +46,8 @@ class Entry(schema.Task, Rows):
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
     """A text and its label's place."""
-    texts = schema.texts(row, entry.columns, TEXTS)
-    return {**texts, "label": schema.label(row[entry.columns.label], entry.labels)}
+    texts = reading.texts(row, entry.columns, TEXTS)
+    return {**texts, "label": reading.label(row[entry.columns.label], entry.labels)}
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from steps import schema, statistics
+from steps import reading, schema, statistics
 
 TEXTS = ("sentence1", "sentence2")
 METRIC = "spearman_cosine"
@@ -52,8 +52,8 @@ class Entry(schema.Task, Rows):
 def example(row: Mapping[str, str], entry: Rows) -> dict:
     """Two sentences and their score scaled to [0, 1]."""
     low, high = entry.score_range
-    texts = schema.texts(row, entry.columns, TEXTS)
-    return {**texts, "label": (schema.number(row[entry.columns.score]) - low) / (high - low)}
+    texts = reading.texts(row, entry.columns, TEXTS)
+    return {**texts, "label": (reading.number(row[entry.columns.score]) - low) / (high - low)}
 
 
 def similarities(embeddings: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from steps import schema, statistics
+from steps import reading, schema, statistics
 
 TEXTS = ("english", "non_english")
 METRIC = "mean_accuracy"
@@ -36,7 +36,7 @@ class Entry(schema.Task, Rows):
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
     """Both texts."""
-    return schema.texts(row, entry.columns, TEXTS)
+    return reading.texts(row, entry.columns, TEXTS)
 
 
 def matches(embeddings: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from steps import schema, statistics
+from steps import reading, schema, statistics
 from steps.tasks import sts
 
 TEXTS = ("anchor", "positive", "negative")
@@ -38,7 +38,7 @@ class Entry(schema.Task, Rows):
 
 def example(row: Mapping[str, str], entry: Rows) -> dict:
     """Three texts."""
-    return schema.texts(row, entry.columns, TEXTS)
+    return reading.texts(row, entry.columns, TEXTS)
 
 
 def margins(embeddings: list[np.ndarray]) -> dict[str, np.ndarray]:
