@@ -2,8 +2,10 @@
 
 python -m benchmarks.overhead [--repeats 3] [--epochs 1]
 
-Each repeat runs, in a fresh copy of the project at HEAD, `evergreen run sts` on one side and on the other the same
-steps as bare processes without tracking. Then come a run with nothing to do, and `evergreen --help`.
+Each repeat runs, in a fresh copy of the project at HEAD, `evergreen run sts` on one side and on the other the same work
+as bare processes without tracking: the steps, and the measurement on which the verdict rests. The databases of MLflow
+and Prefect, which are made once for a project, are there before. Then come a run with nothing to do, and
+`evergreen --help`.
 """
 
 import argparse
@@ -17,6 +19,9 @@ from pathlib import Path
 from statistics import median
 
 from ruamel.yaml import YAML
+
+from flows.cli import PREFECT
+from steps import contest, params
 
 STEPS = (
     ("steps.download", "dataset", "appliances", "data/raw/appliances"),
@@ -57,7 +62,17 @@ def clone(folder: Path, epochs: int) -> Path:
     values = yaml.load(folder / "params.yaml")
     values["recipes"]["sts"]["train"]["epochs"] = epochs
     yaml.dump(values, folder / "params.yaml")
+    run(folder, "history", "sts")
+    home = PREFECT | {"PREFECT_HOME": str(folder / ".evergreen/prefect")}
+    timed(folder, [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"], environment() | home)
     return folder
+
+
+def verdict() -> None:
+    """Scores the new model and its base as the verdict on a first model does."""
+    project = params.load()
+    new, base = contest.Contestant(Path("models/sts")), contest.Contestant(Path("models/base/all-MiniLM-L6-v2"))
+    contest.measure("sts", project.recipe("sts"), project, Path("data/prepared/sts"), [new], base)
 
 
 def environment() -> dict[str, str]:
@@ -70,7 +85,8 @@ def run(project: Path, *arguments: str) -> float:
 
 def bare(project: Path) -> float:
     off = environment() | {"EVERGREEN_TRACKING": "none"}
-    return sum(timed(project, [sys.executable, "-m", *step], off) for step in STEPS)
+    steps = [["-m", *step] for step in STEPS] + [["-c", "from benchmarks import overhead; overhead.verdict()"]]
+    return sum(timed(project, [sys.executable, *step], off) for step in steps)
 
 
 def timed(project: Path, command: list[str], variables: dict[str, str]) -> float:

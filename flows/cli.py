@@ -89,7 +89,7 @@ def add_approve(to) -> None:
 def main() -> None:
     """The console script. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     command.unblock()
-    sys.exit(command.status(dispatch, sys.argv[1:]))
+    command.run(dispatch)
 
 
 def dispatch(arguments: Sequence[str]) -> int:
