@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows import seeds
-from steps import gate, history, params, provenance, recipes, register, registry, tracking, verdicts
+from steps import gate, history, journal, params, provenance, recipes, register, registry, tracking, verdicts
 from steps.gate import Evidence, Pair
 from steps.registry import Version
 from steps.schema import InputError, Recipe
@@ -20,7 +20,7 @@ def decide(name: str, approve: str | None = None) -> tuple[int, str]:
 
     `approve` is auto, ask, a person's answer yes or no, or lapsed; else the policy of params.yaml. A verdict that was
     reached before on the same things is not measured again. What was in charge once comes back by an answer alone, so
-    that a schedule does not undo a rollback.
+    that a schedule does not undo a rollback. A champion that was put in charge unjudged is judged now, and stays.
     """
     recipe, _, which = name.partition("@")
     project, found = params.load(), tracking.client()
@@ -35,15 +35,21 @@ def decide(name: str, approve: str | None = None) -> tuple[int, str]:
         version, tags = challenger
         if champion and champion[0].number == version.number:
             remember(found, version, tags)
+            if "verdict_id" not in tags:
+                before = history.replaced(found, recipe, version.number)
+                champion = registry.find(found, recipe, str(before)) if before else None
+                kept = Case(recipe, settings, project, found, challenger, champion).judge()
+                evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+                history.note(found, recipe, version.number, kept["verdict"], kept["reason"], evidence=evidence)
+                verdicts.mark(found, recipe, version.number, PROMOTED)
             return version.number, PROMOTED
         case = Case(recipe, settings, project, found, challenger, champion)
-        kept = verdicts.find(found, version.run_id, case.identity)
-        known = kept is not None and tags.get("verdict_id") == case.identity
-        if not known:
-            kept = kept or case.judge()
-            verdicts.keep(found, recipe, version.number, version.run_id, kept)
-        state = tags["verdict_state"] if known else DECIDED
-        return version.number, settle(found, version, tags, kept, state, approve, settings)
+        evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
+        kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
+        if kept is None:
+            kept, state = case.judge(), DECIDED
+            evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+        return version.number, settle(found, version, tags, kept, evidence, state, approve, settings)
 
 
 class Case:
@@ -142,12 +148,13 @@ class Case:
             return None
 
 
-def settle(found, version: Version, tags: Mapping, kept: Mapping, state: str, approve: str, settings: Recipe) -> str:
-    """Moves the alias, or writes down why not. Returns the verdict's state."""
+def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str, state: str, approve: str,
+           settings: Recipe) -> str:
+    """Moves the alias, or writes down why not, on the evidence of the kept verdict. Returns the verdict's state."""
     recipe, number = version.recipe, version.number
 
     def close(new: str, verdict: str, why: str) -> str:
-        history.note(found, recipe, number, verdict, why)
+        history.note(found, recipe, number, verdict, why, evidence=evidence)
         verdicts.mark(found, recipe, number, new)
         return new
 
@@ -169,7 +176,7 @@ def settle(found, version: Version, tags: Mapping, kept: Mapping, state: str, ap
             verdicts.mark(found, recipe, number, state)
         return state
     why = kept["reason"] if approve == "auto" else f"confirmed by a person; {kept['reason']}"
-    history.move(found, recipe, number, why, "promote")
+    history.move(found, recipe, number, why, "promote", evidence=evidence)
     remember(found, version, tags)
     return PROMOTED
 
@@ -203,12 +210,19 @@ def text(recipe: str, number: int) -> str:
     found = tracking.client()
     version, tags = registry.find(found, recipe, str(number))
     champion = registry.champion(found, recipe)
-    kept = verdicts.find(found, version.run_id, tags["verdict_id"]) if "verdict_id" in tags else None
-    lines = verdicts.text(kept) if kept else [f"{recipe}@{number}: no verdict"]
+    evidence = verdicts.evidence_of(version.run_id, tags)
+    kept = verdicts.find(found, evidence)
+    if kept:
+        lines = [*verdicts.text(kept), f"  as a page: {verdicts.place(evidence, 'html')} of run {version.run_id}"]
+    else:
+        why = "no verdict" if evidence == journal.NONE else f"its verdict, {verdicts.place(evidence)}, was changed"
+        lines = [f"{recipe}@{number}: {why}"]
     state, name = tags.get("verdict_state", ""), f"{recipe}@{number}"
     stays = f"{recipe}@{champion[0].number} stays in charge" if champion else f"{recipe} has no champion yet"
     if champion and champion[0].number == number:
-        lines.append(f"  {name} is the champion")
+        against = bool(kept) and kept["verdict"] != "promote"
+        lines.append(f"  {name} is the champion" + (
+            f", put in charge against the rules; undo it: evergreen rollback {recipe}" if against else ""))
     elif kept and kept["verdict"] == "promote":
         why = {REFUSED: "a person refused", LAPSED: "nobody confirmed in time"}.get(
             state, "it waits for a person" if state.startswith(WAITING) else "it was the champion before")

@@ -1,14 +1,16 @@
 """A decision of the gate -> its JSON document and its page, kept with the version, and its table for a terminal."""
 
+import hashlib
 import html
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
+from steps import provenance, tracking
 from steps.gate import Decision, Evidence, Rules
+from steps.journal import NONE, Log
 
 FOLDER = "verdicts"         # of the version's run
 STYLE = ("body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
@@ -34,19 +36,21 @@ def plain(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> None:
+def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> str:
     """Writes the document and its page to the version's run, and the verdict to the version's tags.
 
-    The tag `verdict_id` is last: a version that has it has all of its verdict.
+    The document holds the page's sha256, and whoever names the document names its own: the version's tag and the
+    history. The tag `verdict_id` is last: a version that has it has all of its verdict. Returns the evidence.
     """
-    name = f"{FOLDER}/{kept['id'][:16]}"
-    found.log_text(run_id, page(kept), f"{name}.html")
-    found.log_text(run_id, json.dumps(kept, indent=2, ensure_ascii=False) + "\n", f"{name}.json")
-    for key in ("verdict", "reason"):
-        tag = key if key == "verdict" else f"verdict_{key}"
-        found.set_model_version_tag(recipe, str(number), tag, kept[key][:4000])
-    mark(found, recipe, number, "decided")
-    found.set_model_version_tag(recipe, str(number), "verdict_id", kept["id"])
+    shown = page(kept)
+    content = json.dumps({**kept, "page_sha256": sha256(shown)}, indent=2, ensure_ascii=False) + "\n"
+    evidence = f"{run_id} {sha256(content)}"
+    for text, end in ((shown, "html"), (content, "json")):
+        found.log_text(run_id, text, place(evidence, end))
+    for tag, value in {"verdict": kept["verdict"], "verdict_reason": kept["reason"][:4000], "verdict_state": "decided",
+                       "verdict_sha256": sha256(content), "verdict_id": kept["id"]}.items():
+        found.set_model_version_tag(recipe, str(number), tag, value)
+    return evidence
 
 
 def mark(found, recipe: str, number: int, state: str) -> None:
@@ -54,13 +58,35 @@ def mark(found, recipe: str, number: int, state: str) -> None:
     found.set_model_version_tag(recipe, str(number), "verdict_state", state)
 
 
-def find(found, run_id: str, identity: str) -> dict | None:
-    """The document of a verdict that was reached before on the very same things."""
-    path = f"{FOLDER}/{identity[:16]}.json"
-    if path not in [file.path for file in found.list_artifacts(run_id, FOLDER)]:
+def evidence_of(run_id: str, tags: Mapping[str, str]) -> str:
+    """The evidence of a version's newest verdict, 'none' where it has no verdict."""
+    return f"{run_id} {tags['verdict_sha256']}" if "verdict_sha256" in tags else NONE
+
+
+def place(evidence: str, end: str = "json") -> str:
+    """Where the document or its page lies in the artifacts of its run."""
+    return f"{FOLDER}/{evidence.partition(' ')[2][:16]}.{end}"
+
+
+def find(found, evidence: str) -> dict | None:
+    """The verdict's document; None where there is none, or it or its page is not as it was written."""
+    run_id, _, written = evidence.partition(" ")
+    document, shown = (tracking.kept(found, run_id, place(evidence, end)) if written else None
+                       for end in ("json", "html"))
+    if document is None or provenance.sha256(document) != written:
         return None
-    kept = json.loads(Path(found.download_artifacts(run_id, path)).read_text(encoding="utf-8"))
-    return kept if kept["id"] == identity else None
+    kept = json.loads(document.read_text(encoding="utf-8"))
+    return kept if shown is not None and provenance.sha256(shown) == kept["page_sha256"] else None
+
+
+def problems(found, log: Log) -> list[str]:
+    """The entries of a history whose verdict is not the one that was written with them, in words."""
+    return [f"entry {e.number} rests on {place(e.evidence)} of run {e.evidence.partition(' ')[0]}, and that or its "
+            "page is gone or was changed" for e in log.events if e.evidence != NONE and find(found, e.evidence) is None]
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text(kept: Mapping) -> list[str]:
