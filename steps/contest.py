@@ -83,39 +83,33 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
 
 def comparison(statistic: Callable, labels: np.ndarray, challengers: Sequence[np.ndarray], champion: np.ndarray,
                rules: gate.Rules, seed: int) -> Comparison:
-    """Both scores and the gain with percentile bootstrap intervals; rows are resampled for both models together."""
-    def gain(labels: np.ndarray, champion: np.ndarray, *challengers: np.ndarray) -> np.ndarray:
-        return ours(labels, *challengers) - statistic(labels, champion)
+    """Both scores and the gain with percentile bootstrap intervals; rows are resampled for all models together."""
+    random = np.random.default_rng(seed)
 
-    ours = over_seeds(statistic, seed)
+    def values(labels: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
+        """[3, ...] challenger, champion and gain."""
+        *each, theirs = statistic(labels, np.stack(predictions))
+        ours = over_seeds(np.stack(each), random)
+        return np.stack([ours, theirs, ours - theirs])
 
-    def interval(value: Callable, *data: np.ndarray) -> Interval:
-        point = float(value(*data))
-        if not np.isfinite(point):      # resamples could leave the bad row out
-            return Interval(point, float("nan"), float("nan"))
-        return Interval(point, *statistics.interval(value, data, rules.resamples, rules.confidence, seed))
-
-    return Comparison(len(labels), interval(ours, labels, *challengers), interval(statistic, labels, champion),
-                      interval(gain, labels, champion, *challengers))
+    data = (labels, *challengers, champion)
+    points = values(*data)
+    bounds = statistics.intervals(values, data, rules.resamples, rules.confidence, seed)
+    return Comparison(len(labels), *(      # resamples could leave a bad row out
+        Interval(float(point), *(ends if np.isfinite(point) else (float("nan"), float("nan"))))
+        for point, ends in zip(points, bounds, strict=True)))
 
 
-def over_seeds(statistic: Callable, seed: int) -> Callable[..., np.ndarray]:
-    """The mean of a statistic over predictions of several seeds, which are drawn anew for every resample of rows.
+def over_seeds(each: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """[S] or [S, resamples] scores of S seeds -> their mean, in each resample of rows over seeds that are drawn anew.
 
     Deviations are widened by sqrt(S / (S - 1)), so that S seeds vary in the resamples as a sample of S varies.
     """
-    random = np.random.default_rng(seed)
-
-    def value(labels: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
-        each = np.stack([statistic(labels, p) for p in predictions], axis=-1)
-        count = each.shape[-1]
-        centre = each.mean(axis=-1, keepdims=True)
-        if labels.ndim == 1 or count == 1:
-            return centre[..., 0]
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[:-1]) / count
-        return ((centre + (each - centre) * np.sqrt(count / (count - 1))) * drawn).sum(axis=-1)
-
-    return value
+    count, centre = len(each), each.mean(axis=0)
+    if each.ndim == 1 or count == 1:
+        return centre
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[1:]) / count
+    return centre + ((each - centre) * np.sqrt(count / (count - 1)) * np.moveaxis(drawn, -1, 0)).sum(axis=0)
 
 
 def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency) -> Pair:
