@@ -108,7 +108,8 @@ class Case:
             self.broken["test digest"] = f"{test} is not the one that {who} was registered with: {again}"
         elif provenance.folder_sha256(self.data / "tasks") != ours.get("tasks_sha256"):
             self.broken["tasks digest"] = f"{self.data / 'tasks'} is not what {who} was registered with: {again}"
-        self.same_test = not theirs or theirs.get("test_content_sha256") == ours.get("test_content_sha256")
+        key = "test_content_sha256"
+        self.same_test = not theirs or theirs.get(key, "none of the champion") == ours.get(key)
         if not self.same_test and self.settings.gate.test_set == "same":
             self.broken["test set"] = (
                 f"{self.recipe}@{self.champion[0].number} was registered with another test set; if it was meant to "
@@ -129,10 +130,11 @@ class Case:
             first, champion = (contest.Contestant(side["folder"], side.get("tokenizer"), seen.load(side["seen"]))
                                for side in (self.ours, self.theirs))
             measured, examples = contest.measure(self.recipe, self.settings, self.project, self.data,
-                                                 [first, *sides], champion)
+                                                 [first, *sides], champion, not self.champion)
             known |= measured | {
-                "registered": Pair(self.registered(ours), self.registered(theirs)), "same_test": self.same_test,
-                "champion_rows": int(theirs["test_rows"]) if "test_rows" in theirs else None}
+                "registered": Pair(*(self.number(tags, f"test_{self.metric}") for tags in (ours, theirs))),
+                "same_test": self.same_test,
+                "champion_rows": self.number(theirs, "test_rows")}
         evidence = Evidence(**known)
         base = "the majority class" if self.settings.kind == "classification" else "the base model"
         names = {"challenger": f"{self.recipe}@{self.challenger[0].number}",
@@ -140,10 +142,10 @@ class Case:
         return verdicts.document(self.identity, self.recipe, names, gate.decide(evidence, self.settings.gate),
                                  evidence, self.settings.gate, examples)
 
-    def registered(self, tags: Mapping) -> float | None:
-        """The score on test that the version was registered with; None where it has none of this name."""
+    def number(self, tags: Mapping, name: str) -> float | None:
+        """What the version was registered with; None where it has nothing of this name."""
         try:
-            return float(tags[f"test_{self.metric}"])
+            return float(tags[name])
         except (KeyError, ValueError):
             return None
 

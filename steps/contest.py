@@ -1,6 +1,7 @@
 """Two models and the recipe's test splits -> the evidence on which the gate decides, measured now on the same rows."""
 
 import importlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Contestant:
 
 
 def measure(name: str, settings: Recipe, project: params.Project, data: Path, challengers: Sequence[Contestant],
-            champion: Contestant) -> tuple[dict, dict[str, list[dict]]]:
+            champion: Contestant, first: bool) -> tuple[dict, dict[str, list[dict]]]:
     """The measured fields of gate.Evidence, and the examples that the first challenger won and lost most.
 
     Further challengers are the same training from other seeds: the score is then the mean over seeds, and its
@@ -41,14 +42,21 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     models = [_load(kind, one, settings) for one in (*challengers, champion)]
     known = np.unique(np.concatenate([one.known for one in (*challengers, champion) if one.known is not None]))
 
+    def outputs(model, columns: list[list[str]]):
+        """As kind.outputs; a text that stands in several rows or columns is embedded once."""
+        if settings.kind == "classification":
+            return kind.outputs(model, columns, settings.evaluate.batch_size)
+        place = {text: number for number, text in enumerate(dict.fromkeys(itertools.chain(*columns)))}
+        vectors, = kind.outputs(model, [list(place)], settings.evaluate.batch_size)
+        return [vectors[[place[text] for text in column]] for column in columns]
+
     def judged(task: ModuleType, split: str) -> tuple[np.ndarray, dict, list[np.ndarray], np.ndarray]:
         path = data / f"{split}.arrow"
         labels = batching.labels(batching.load(path))
         texts = batching.texts(path, [*task.TEXTS, "source"])
         columns = [texts[c] for c in task.TEXTS]
         said = [kind.baseline(data / "train.arrow", labels) if model is None else
-                task.prediction(kind.outputs(model, columns, settings.evaluate.batch_size), labels)
-                for model in models]
+                task.prediction(outputs(model, columns), labels) for model in models]
         gold = labels if labels.ndim == 1 else np.ones(len(labels))
         return gold, texts, said, ~seen.rows(columns, known)
 
@@ -59,7 +67,8 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     statistic = recipe.TASK.STATISTICS[recipe.METRIC]
     found = {"metric": recipe.METRIC, "excluded": int((~kept).sum()), "seeds": len(challengers),
              "now": Pair(float(statistic(gold, said[0])), float(statistic(gold, said[-1]))),
-             "milliseconds": milliseconds(kind, models[0], models[-1], texts[recipe.TASK.TEXTS[0]], rules.latency),
+             "milliseconds": milliseconds(kind, models[0], models[-1], texts[recipe.TASK.TEXTS[0]], rules.latency,
+                                          first),
              "megabytes": Pair(megabytes(challengers[0]), megabytes(champion)), "slices": {}, "guards": {}}
     gold, said = gold[kept], [s[kept] for s in said]
     texts = {column: [t for t, keep in zip(values, kept, strict=True) if keep] for column, values in texts.items()}
@@ -112,8 +121,14 @@ def over_seeds(each: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return centre + ((each - centre) * np.sqrt(count / (count - 1)) * np.moveaxis(drawn, -1, 0)).sum(axis=0)
 
 
-def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency) -> Pair:
-    """The best of several rounds on single texts, the models taking turns, so that a busy machine slows both."""
+def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency,
+                 first: bool) -> Pair:
+    """The best of several rounds on single texts, the models taking turns, so that a busy machine slows both.
+
+    Nothing is measured where no rule asks for it: a `first` model has no champion to be as fast as.
+    """
+    if limits.milliseconds is None and (first or limits.ratio is None):
+        return gate.NOTHING
     chosen = list(texts[:limits.texts])
     best = {}
     for _ in range(limits.rounds + 1):      # the first warms up

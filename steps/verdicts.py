@@ -13,6 +13,8 @@ from steps.gate import Decision, Evidence, Rules
 from steps.journal import NONE, Log
 
 FOLDER = "verdicts"         # of the version's run
+CHANGE = ("change: how much nearer the answer came to gold. For a correlation in ranks, as a share of the rows; for a "
+          "class 1 is from wrong to right and -1 from right to wrong.")
 STYLE = ("body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
          "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}.no{background:#fdd}")
 
@@ -90,10 +92,16 @@ def sha256(text: str) -> str:
 
 
 def text(kept: Mapping) -> list[str]:
-    """The verdict and every rule, for a terminal."""
+    """The verdict, both scores and every rule, for a terminal."""
+    found, scores = kept["evidence"], []
+    if test := found["test"]:
+        left_out = f", {found['excluded']} left out that a model was trained on" if found["excluded"] else ""
+        scores = [f"  {found['metric']} {interval(test['challenger'])} on {test['rows']} test rows{left_out}; "
+                  f"{kept['champion']} {interval(test['champion'])}"]
     rules = [(rule["name"], rule["found"], rule["limit"], rule["met"]) for rule in kept["rules"]]
     first, second = (max(len(rule[i]) for rule in rules) for i in (0, 1))
     return [f"{kept['challenger']} against {kept['champion']}: {kept['verdict'].upper()}",
+            *scores,
             *(f"  {'ok' if met else 'NO':4}{name:{first}}  {found:{second}}  {limit}"
               for name, found, limit, met in rules),
             f"  {kept['reason']}"]
@@ -123,16 +131,18 @@ def page(kept: Mapping) -> str:
                 *(measured(f"guard {n}", v) for n, v in found["guards"].items())]
         parts += [f"<h2>{html.escape(found['metric'])}, with {100 * kept['settings']['confidence']:g} % intervals</h2>",
                   table(["on", "rows", kept["champion"], kept["challenger"], "gain"], rows),
-                  f"<p>{found['excluded']} test rows were left out: a model was trained on them. The challenger was "
-                  f"trained from {found['seeds']} seed(s).</p>"]
+                  f"<p>{found['excluded']} test rows were left out because a model was trained on them. The "
+                  f"challenger was trained from {found['seeds']} seed(s).</p>"]
     for name, rows in kept["examples"].items():
         if rows:
-            parts += [f"<h2>Examples {name} most</h2>", table(list(rows[0]), [list(row.values()) for row in rows])]
+            parts += [f"<h2>Examples {name} most</h2><p>{CHANGE}</p>",
+                      table(list(rows[0]), [list(row.values()) for row in rows])]
     parts += ["<h2>Rules as set</h2>", f"<pre>{html.escape(json.dumps(kept['settings'], indent=2))}</pre>"]
     return (f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
             + "\n".join(parts) + "\n")
 
 
 def interval(values: list) -> str:
-    value, low, high = (v if isinstance(v, str) else f"{v:.4f}" for v in values)
+    # rounded twice, as metrics.json and its tables are, so that a score looks the same in both
+    value, low, high = (v if isinstance(v, str) else f"{round(v, 6):.4f}" for v in values)
     return f"{value} ({low} to {high})"
