@@ -66,7 +66,8 @@ def verdicts(draw: Draw, statistic: Callable, rows: int, gain: float, pairs: int
         gold, champion, challenger = draw(random, rows, gain)
         test = contest.comparison(statistic, gold, [challenger], champion, rules, seed + pair)
         now = gate.Pair(test.challenger.value, test.champion.value)
-        found.append(gate.decide(gate.Evidence("simulated", test=test, registered=now, now=now), rules).verdict)
+        evidence = gate.Evidence("simulated", test=test, registered=now, now=now, champion_rows=rows)
+        found.append(gate.decide(evidence, rules).verdict)
     return found
 
 

@@ -147,7 +147,9 @@ def register(options: argparse.Namespace) -> None:
 def promote(options: argparse.Namespace) -> None:
     command.quiet()
     from flows import promotion
+    from steps import history
 
+    warn(history.notice(options.model.partition("@")[0]))
     print(promotion.promote(options.model, options.approve))
 
 
@@ -181,7 +183,7 @@ def rollback(options: argparse.Namespace) -> None:
 
 def history(options: argparse.Namespace) -> int:
     command.quiet()
-    from steps import history, journal, registry, tracking
+    from steps import history, journal, registry, tracking, verdicts
 
     found = tracking.client()
     at = history.parse_time(options.at) if options.at else None
@@ -190,9 +192,10 @@ def history(options: argparse.Namespace) -> int:
     warn(history.warnings(found, event) if event else [])
     log = journal.read(found, options.recipe)
     print("\n".join(journal.table(options.recipe, log, at)))
-    for problem in log.problems:
+    problems = [*log.problems, *verdicts.problems(found, log)]
+    for problem in problems:
         print(f"error: the history is not as it was written: {problem}", file=sys.stderr)
-    return 1 if log.problems else 0
+    return 1 if problems else 0
 
 
 def explain(options: argparse.Namespace) -> None:
@@ -206,7 +209,9 @@ def explain(options: argparse.Namespace) -> None:
 def reproduce(options: argparse.Namespace) -> int:
     command.quiet()
     from flows import graph, reproduce
+    from steps import history
 
+    warn(history.notice(options.model.partition("@")[0]))
     try:
         return reproduce.run(options.model, options.force)
     except graph.StageFailed as error:
@@ -224,8 +229,9 @@ def compare(options: argparse.Namespace) -> None:
 
 def delete(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import registry, tracking
+    from steps import history, registry, tracking
 
+    warn(history.notice(options.version.partition("@")[0]))
     recipe, number = registry.pick(found := tracking.client(), options.version)
     registry.delete(found, recipe, number)
     print(f"{recipe}@{number} is deleted")

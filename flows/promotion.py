@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows import seeds
-from steps import gate, history, params, provenance, recipes, register, registry, tracking, verdicts
+from steps import gate, history, journal, params, provenance, recipes, register, registry, tracking, verdicts
 from steps.gate import Evidence, Pair
 from steps.registry import Version
 from steps.schema import InputError, Recipe
@@ -20,7 +20,7 @@ def decide(name: str, approve: str | None = None) -> tuple[int, str]:
 
     `approve` is auto, ask, a person's answer yes or no, or lapsed; else the policy of params.yaml. A verdict that was
     reached before on the same things is not measured again. What was in charge once comes back by an answer alone, so
-    that a schedule does not undo a rollback.
+    that a schedule does not undo a rollback. A champion that was put in charge unjudged is judged now, and stays.
     """
     recipe, _, which = name.partition("@")
     project, found = params.load(), tracking.client()
@@ -35,15 +35,21 @@ def decide(name: str, approve: str | None = None) -> tuple[int, str]:
         version, tags = challenger
         if champion and champion[0].number == version.number:
             remember(found, version, tags)
+            if "verdict_id" not in tags:
+                before = history.replaced(found, recipe, version.number)
+                champion = registry.find(found, recipe, str(before)) if before else None
+                kept = Case(recipe, settings, project, found, challenger, champion).judge()
+                evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+                history.note(found, recipe, version.number, kept["verdict"], kept["reason"], evidence=evidence)
+                verdicts.mark(found, recipe, version.number, PROMOTED)
             return version.number, PROMOTED
         case = Case(recipe, settings, project, found, challenger, champion)
-        kept = verdicts.find(found, version.run_id, case.identity)
-        known = kept is not None and tags.get("verdict_id") == case.identity
-        if not known:
-            kept = kept or case.judge()
-            verdicts.keep(found, recipe, version.number, version.run_id, kept)
-        state = tags["verdict_state"] if known else DECIDED
-        return version.number, settle(found, version, tags, kept, state, approve, settings)
+        evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
+        kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
+        if kept is None:
+            kept, state = case.judge(), DECIDED
+            evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+        return version.number, settle(found, version, tags, kept, evidence, state, approve, settings)
 
 
 class Case:
@@ -102,7 +108,8 @@ class Case:
             self.broken["test digest"] = f"{test} is not the one that {who} was registered with: {again}"
         elif provenance.folder_sha256(self.data / "tasks") != ours.get("tasks_sha256"):
             self.broken["tasks digest"] = f"{self.data / 'tasks'} is not what {who} was registered with: {again}"
-        self.same_test = not theirs or theirs.get("test_content_sha256") == ours.get("test_content_sha256")
+        key = "test_content_sha256"
+        self.same_test = not theirs or theirs.get(key, "none of the champion") == ours.get(key)
         if not self.same_test and self.settings.gate.test_set == "same":
             self.broken["test set"] = (
                 f"{self.recipe}@{self.champion[0].number} was registered with another test set; if it was meant to "
@@ -123,10 +130,11 @@ class Case:
             first, champion = (contest.Contestant(side["folder"], side.get("tokenizer"), seen.load(side["seen"]))
                                for side in (self.ours, self.theirs))
             measured, examples = contest.measure(self.recipe, self.settings, self.project, self.data,
-                                                 [first, *sides], champion)
+                                                 [first, *sides], champion, not self.champion)
             known |= measured | {
-                "registered": Pair(self.registered(ours), self.registered(theirs)), "same_test": self.same_test,
-                "champion_rows": int(theirs["test_rows"]) if "test_rows" in theirs else None}
+                "registered": Pair(*(self.number(tags, f"test_{self.metric}") for tags in (ours, theirs))),
+                "same_test": self.same_test,
+                "champion_rows": self.number(theirs, "test_rows")}
         evidence = Evidence(**known)
         base = "the majority class" if self.settings.kind == "classification" else "the base model"
         names = {"challenger": f"{self.recipe}@{self.challenger[0].number}",
@@ -134,20 +142,21 @@ class Case:
         return verdicts.document(self.identity, self.recipe, names, gate.decide(evidence, self.settings.gate),
                                  evidence, self.settings.gate, examples)
 
-    def registered(self, tags: Mapping) -> float | None:
-        """The score on test that the version was registered with; None where it has none of this name."""
+    def number(self, tags: Mapping, name: str) -> float | None:
+        """What the version was registered with; None where it has nothing of this name."""
         try:
-            return float(tags[f"test_{self.metric}"])
+            return float(tags[name])
         except (KeyError, ValueError):
             return None
 
 
-def settle(found, version: Version, tags: Mapping, kept: Mapping, state: str, approve: str, settings: Recipe) -> str:
-    """Moves the alias, or writes down why not. Returns the verdict's state."""
+def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str, state: str, approve: str,
+           settings: Recipe) -> str:
+    """Moves the alias, or writes down why not, on the evidence of the kept verdict. Returns the verdict's state."""
     recipe, number = version.recipe, version.number
 
     def close(new: str, verdict: str, why: str) -> str:
-        history.note(found, recipe, number, verdict, why)
+        history.note(found, recipe, number, verdict, why, evidence=evidence)
         verdicts.mark(found, recipe, number, new)
         return new
 
@@ -169,7 +178,7 @@ def settle(found, version: Version, tags: Mapping, kept: Mapping, state: str, ap
             verdicts.mark(found, recipe, number, state)
         return state
     why = kept["reason"] if approve == "auto" else f"confirmed by a person; {kept['reason']}"
-    history.move(found, recipe, number, why, "promote")
+    history.move(found, recipe, number, why, "promote", evidence=evidence)
     remember(found, version, tags)
     return PROMOTED
 
@@ -203,12 +212,19 @@ def text(recipe: str, number: int) -> str:
     found = tracking.client()
     version, tags = registry.find(found, recipe, str(number))
     champion = registry.champion(found, recipe)
-    kept = verdicts.find(found, version.run_id, tags["verdict_id"]) if "verdict_id" in tags else None
-    lines = verdicts.text(kept) if kept else [f"{recipe}@{number}: no verdict"]
+    evidence = verdicts.evidence_of(version.run_id, tags)
+    kept = verdicts.find(found, evidence)
+    if kept:
+        lines = [*verdicts.text(kept), f"  as a page: {verdicts.place(evidence, 'html')} of run {version.run_id}"]
+    else:
+        why = "no verdict" if evidence == journal.NONE else f"its verdict, {verdicts.place(evidence)}, was changed"
+        lines = [f"{recipe}@{number}: {why}"]
     state, name = tags.get("verdict_state", ""), f"{recipe}@{number}"
     stays = f"{recipe}@{champion[0].number} stays in charge" if champion else f"{recipe} has no champion yet"
     if champion and champion[0].number == number:
-        lines.append(f"  {name} is the champion")
+        against = bool(kept) and kept["verdict"] != "promote"
+        lines.append(f"  {name} is the champion" + (
+            f", put in charge against the rules; undo it: evergreen rollback {recipe}" if against else ""))
     elif kept and kept["verdict"] == "promote":
         why = {REFUSED: "a person refused", LAPSED: "nobody confirmed in time"}.get(
             state, "it waits for a person" if state.startswith(WAITING) else "it was the champion before")

@@ -1,6 +1,7 @@
 """Two models and the recipe's test splits -> the evidence on which the gate decides, measured now on the same rows."""
 
 import importlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Contestant:
 
 
 def measure(name: str, settings: Recipe, project: params.Project, data: Path, challengers: Sequence[Contestant],
-            champion: Contestant) -> tuple[dict, dict[str, list[dict]]]:
+            champion: Contestant, first: bool) -> tuple[dict, dict[str, list[dict]]]:
     """The measured fields of gate.Evidence, and the examples that the first challenger won and lost most.
 
     Further challengers are the same training from other seeds: the score is then the mean over seeds, and its
@@ -41,14 +42,21 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     models = [_load(kind, one, settings) for one in (*challengers, champion)]
     known = np.unique(np.concatenate([one.known for one in (*challengers, champion) if one.known is not None]))
 
+    def outputs(model, columns: list[list[str]]):
+        """As kind.outputs; a text that stands in several rows or columns is embedded once."""
+        if settings.kind == "classification":
+            return kind.outputs(model, columns, settings.evaluate.batch_size)
+        place = {text: number for number, text in enumerate(dict.fromkeys(itertools.chain(*columns)))}
+        vectors, = kind.outputs(model, [list(place)], settings.evaluate.batch_size)
+        return [vectors[[place[text] for text in column]] for column in columns]
+
     def judged(task: ModuleType, split: str) -> tuple[np.ndarray, dict, list[np.ndarray], np.ndarray]:
         path = data / f"{split}.arrow"
         labels = batching.labels(batching.load(path))
         texts = batching.texts(path, [*task.TEXTS, "source"])
         columns = [texts[c] for c in task.TEXTS]
         said = [kind.baseline(data / "train.arrow", labels) if model is None else
-                task.prediction(kind.outputs(model, columns, settings.evaluate.batch_size), labels)
-                for model in models]
+                task.prediction(outputs(model, columns), labels) for model in models]
         gold = labels if labels.ndim == 1 else np.ones(len(labels))
         return gold, texts, said, ~seen.rows(columns, known)
 
@@ -59,7 +67,8 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     statistic = recipe.TASK.STATISTICS[recipe.METRIC]
     found = {"metric": recipe.METRIC, "excluded": int((~kept).sum()), "seeds": len(challengers),
              "now": Pair(float(statistic(gold, said[0])), float(statistic(gold, said[-1]))),
-             "milliseconds": milliseconds(kind, models[0], models[-1], texts[recipe.TASK.TEXTS[0]], rules.latency),
+             "milliseconds": milliseconds(kind, models[0], models[-1], texts[recipe.TASK.TEXTS[0]], rules.latency,
+                                          first),
              "megabytes": Pair(megabytes(challengers[0]), megabytes(champion)), "slices": {}, "guards": {}}
     gold, said = gold[kept], [s[kept] for s in said]
     texts = {column: [t for t, keep in zip(values, kept, strict=True) if keep] for column, values in texts.items()}
@@ -83,43 +92,43 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
 
 def comparison(statistic: Callable, labels: np.ndarray, challengers: Sequence[np.ndarray], champion: np.ndarray,
                rules: gate.Rules, seed: int) -> Comparison:
-    """Both scores and the gain with percentile bootstrap intervals; rows are resampled for both models together."""
-    def gain(labels: np.ndarray, champion: np.ndarray, *challengers: np.ndarray) -> np.ndarray:
-        return ours(labels, *challengers) - statistic(labels, champion)
+    """Both scores and the gain with percentile bootstrap intervals; rows are resampled for all models together."""
+    random = np.random.default_rng(seed)
 
-    ours = over_seeds(statistic, seed)
+    def values(labels: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
+        """[3, ...] challenger, champion and gain."""
+        *each, theirs = statistic(labels, np.stack(predictions))
+        ours = over_seeds(np.stack(each), random)
+        return np.stack([ours, theirs, ours - theirs])
 
-    def interval(value: Callable, *data: np.ndarray) -> Interval:
-        point = float(value(*data))
-        if not np.isfinite(point):      # resamples could leave the bad row out
-            return Interval(point, float("nan"), float("nan"))
-        return Interval(point, *statistics.interval(value, data, rules.resamples, rules.confidence, seed))
-
-    return Comparison(len(labels), interval(ours, labels, *challengers), interval(statistic, labels, champion),
-                      interval(gain, labels, champion, *challengers))
+    data = (labels, *challengers, champion)
+    points = values(*data)
+    bounds = statistics.intervals(values, data, rules.resamples, rules.confidence, seed)
+    return Comparison(len(labels), *(      # resamples could leave a bad row out
+        Interval(float(point), *(ends if np.isfinite(point) else (float("nan"), float("nan"))))
+        for point, ends in zip(points, bounds, strict=True)))
 
 
-def over_seeds(statistic: Callable, seed: int) -> Callable[..., np.ndarray]:
-    """The mean of a statistic over predictions of several seeds, which are drawn anew for every resample of rows.
+def over_seeds(each: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """[S] or [S, resamples] scores of S seeds -> their mean, in each resample of rows over seeds that are drawn anew.
 
     Deviations are widened by sqrt(S / (S - 1)), so that S seeds vary in the resamples as a sample of S varies.
     """
-    random = np.random.default_rng(seed)
-
-    def value(labels: np.ndarray, *predictions: np.ndarray) -> np.ndarray:
-        each = np.stack([statistic(labels, p) for p in predictions], axis=-1)
-        count = each.shape[-1]
-        centre = each.mean(axis=-1, keepdims=True)
-        if labels.ndim == 1 or count == 1:
-            return centre[..., 0]
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[:-1]) / count
-        return ((centre + (each - centre) * np.sqrt(count / (count - 1))) * drawn).sum(axis=-1)
-
-    return value
+    count, centre = len(each), each.mean(axis=0)
+    if each.ndim == 1 or count == 1:
+        return centre
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[1:]) / count
+    return centre + ((each - centre) * np.sqrt(count / (count - 1)) * np.moveaxis(drawn, -1, 0)).sum(axis=0)
 
 
-def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency) -> Pair:
-    """The best of several rounds on single texts, the models taking turns, so that a busy machine slows both."""
+def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency,
+                 first: bool) -> Pair:
+    """The best of several rounds on single texts, the models taking turns, so that a busy machine slows both.
+
+    Nothing is measured where no rule asks for it: a `first` model has no champion to be as fast as.
+    """
+    if limits.milliseconds is None and (first or limits.ratio is None):
+        return gate.NOTHING
     chosen = list(texts[:limits.texts])
     best = {}
     for _ in range(limits.rounds + 1):      # the first warms up

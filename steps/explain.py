@@ -6,7 +6,7 @@ The same facts are text for a terminal and the end of the model card (register.p
 import re
 from collections.abc import Iterator, Mapping
 
-from steps import journal, registry, tracking
+from steps import journal, registry, tracking, verdicts
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy")
 LOCKS = ("requirements.torch.txt", "requirements.train.lock")
@@ -49,12 +49,13 @@ def decisions(found, recipe: str, number: int) -> list[tuple[str, str]]:
     """What was decided on the version: when, by whom, why."""
     log = journal.read(found, recipe)
     rows = [("decision", f"{e.verdict} {e.at:%Y-%m-%d %H:%M:%SZ} by {e.who}: {e.why or 'no reason given'} "
-                         f"(entry {e.number} of the history)")
+                         f"({journal.source(e)})")
             for e in log.done() if e.version == number]
     aliases = [a for a, held in registry.model(found, recipe)[0].items() if held == number]
     holds = ("holds", f"the alias{'es' if len(aliases) > 1 else ''} {', '.join(sorted(aliases))}")
     rows = ([holds] if aliases else []) + (rows or [("decision", "none yet")])
-    return rows + [("history", f"not as it was written: {problem}") for problem in log.problems]
+    return rows + [("history", f"not as it was written: {problem}") for problem in (
+        *log.problems, *verdicts.problems(found, log))]
 
 
 def score(tags: Mapping[str, str]) -> list[tuple[str, str]]:

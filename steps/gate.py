@@ -103,7 +103,7 @@ class Evidence:
     guards: Mapping[str, Comparison] = field(default_factory=dict)
     registered: Pair = NOTHING     # the score on all test rows when the version was registered
     now: Pair = NOTHING            # and now
-    champion_rows: int | None = None        # test rows the champion was registered with
+    champion_rows: float | None = None      # test rows the champion was registered with
     milliseconds: Pair = NOTHING
     megabytes: Pair = NOTHING
 
@@ -168,10 +168,10 @@ def _sound(found: Evidence, rules: Rules) -> Iterator[Rule]:
     """Whether the comparison says something: enough rows, and scores computed as they were at registration."""
     rows = found.test.rows
     yield Rule("test rows", rows >= rules.min_rows, f"at least {rules.min_rows}", str(rows))
-    if found.champion_rows is not None:
-        total = rows + found.excluded
-        yield Rule("smaller test set", total >= found.champion_rows, f"at least the champion's {found.champion_rows}",
-                   str(total))
+    if not found.first:
+        total, before = rows + found.excluded, found.champion_rows
+        yield Rule("smaller test set", before is not None and total >= before,
+                   f"at least the champion's {'(not known)' if before is None else f'{before:g}'}", str(total))
     for side in ("challenger", "champion"):
         before, now = getattr(found.registered, side), getattr(found.now, side)
         limit = f"as registered, within {rules.tolerance:g}"

@@ -34,9 +34,11 @@ def deciding(recipe: str, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = None) -> Event:
+def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = None,
+         evidence: str = journal.NONE) -> Event:
     """Puts version `to` in charge: verifies its files, opens an entry, moves the alias, closes the entry.
 
+    `evidence` names the verdict's document, as verdicts.keep does.
     Raises InputError where the version is not there, its files are not those that were registered, or it is in
     charge already; then nothing is written.
     """
@@ -47,20 +49,22 @@ def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = 
         if (before := in_charge(found, recipe)) == to:
             raise InputError(f"{recipe}@{to} is in charge already")
         registry.verified(found, recipe, to)
-        event = journal.append(found, recipe, to, before, to, verdict, why, who or me())
+        event = journal.append(found, recipe, to, before, to, verdict, why, who or me(), evidence)
         registry.set_alias(found, recipe, to, registry.CHAMPION)
         event = journal.close(found, event)
         registry.say(found, recipe, to, f"- put in charge {event.at:%Y-%m-%d %H:%M:%SZ} by {event.who}: {verdict}, "
-                                        f"{why or 'no reason given'} (entry {event.number} of the history)")
+                                        f"{why or 'no reason given'} ({journal.source(event)})")
         return event
 
 
-def note(found, recipe: str, version: int, verdict: str, why: str, who: str | None = None) -> Event:
+def note(found, recipe: str, version: int, verdict: str, why: str, who: str | None = None,
+         evidence: str = journal.NONE) -> Event:
     """Appends a decision that moved nothing (hold, reject) to the log."""
     with deciding(recipe):
         reconcile(found, recipe)
         now = in_charge(found, recipe)
-        return journal.close(found, journal.append(found, recipe, version, now, now, verdict, why, who or me()))
+        return journal.close(found, journal.append(found, recipe, version, now, now, verdict, why, who or me(),
+                                                   evidence))
 
 
 def rollback(found, recipe: str, to: int | None = None, why: str = "", who: str | None = None) -> Event:
@@ -90,6 +94,13 @@ def previous(found, recipe: str) -> int | None:
             stack.append(event.after)
     now, there = in_charge(found, recipe), registry.numbers(found, recipe)
     return next((n for n in reversed(stack) if n != now and n in there), None)
+
+
+def replaced(found, recipe: str, number: int) -> int | None:
+    """The champion whose place the version took, the last time that it was put in charge."""
+    reconcile(found, recipe)
+    return next((e.before for e in reversed(journal.read(found, recipe).done())
+                 if e.after == number and e.before != number), None)
 
 
 def reconcile(found, recipe: str, wait: bool = True) -> Event | None:
@@ -144,8 +155,10 @@ def warnings(found, event: Event) -> list[str]:
              "and written to the history"]
     if event.why.startswith(UNTRUSTED):
         lines.append(f"{event.why}; {undo}")
-    verdict = found.get_model_version(recipe, str(event.after)).tags.get("verdict", "promote")
-    if verdict != "promote":
+    verdict = found.get_model_version(recipe, str(event.after)).tags.get("verdict")
+    if verdict is None:
+        lines.append(f"the rules were not asked about {now}; ask them: evergreen promote {now}")
+    elif verdict != "promote":
         lines.append(f"the rules said {verdict} for {now}; {undo}")
     return lines
 

@@ -13,6 +13,7 @@ from steps.schema import InputError
 
 HEAD = "history"        # the tag of the registered model: number and sha256 of the newest entry
 LONGEST = 4000          # characters of a reason; MLflow takes 8,000 bytes
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Event:
     verdict: str
     why: str
     previous: str           # sha256 of the entry before, 'none' for the first
+    evidence: str = NONE    # run and sha256 of the verdict's document (verdicts.py)
     sha256: str = ""
     state: str = "open"     # open, done or void: MLflow's status of the run, no part of the sha256
     entry: str = ""         # the run's id
@@ -37,7 +39,8 @@ class Event:
         """What is stored, and hashed."""
         return {"recipe": self.recipe, "number": str(self.number), "at": self.at.isoformat(), "who": self.who,
                 "version": text(self.version), "from": text(self.before), "to": text(self.after),
-                "verdict": self.verdict, "why": self.why, "previous": self.previous}
+                "verdict": self.verdict, "why": self.why, "previous": self.previous,
+                **({} if self.evidence == NONE else {"evidence": self.evidence})}
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,13 @@ class Log:
 
 
 def append(found, recipe: str, version: int | None, before: int | None, after: int | None, verdict: str, why: str,
-           who: str) -> Event:
+           who: str, evidence: str = NONE) -> Event:
     """An open entry after the newest. Call it under the lock of history.deciding."""
     if len(why) > LONGEST:
         raise InputError(f"the reason has {len(why)} characters; at most {LONGEST} are kept")
-    newest = max([(0, "none"), _head(found, recipe), *((e.number, e.sha256) for e in read(found, recipe).events)])
-    event = Event(recipe, newest[0] + 1, datetime.now(UTC), who, version, before, after, verdict, why, newest[1])
+    newest = max([(0, NONE), _head(found, recipe), *((e.number, e.sha256) for e in read(found, recipe).events)])
+    event = Event(recipe, newest[0] + 1, datetime.now(UTC), who, version, before, after, verdict, why, newest[1],
+                  evidence)
     event = replace(event, sha256=provenance.digest(event.tags()))
     label = f"{event.number}: {verdict} {name(recipe, version)}"
     tags = {**event.tags(), "sha256": event.sha256}
@@ -116,7 +120,7 @@ def _head(found, recipe: str) -> tuple[int, str]:
 
 def _breaks(ordered: list[Event]) -> list[str]:
     """Where the chain of hashes or of champions is broken."""
-    problems, previous, number, champion = [], "none", 0, None
+    problems, previous, number, champion = [], NONE, 0, None
     for event in ordered:
         if event.number == number:
             problems.append(f"entry {number} was written twice, by two machines at once")
@@ -137,7 +141,7 @@ def _event(entry: str, state: str, tags: Mapping[str, str]) -> Event | None:
     try:
         event = Event(tags["recipe"], int(tags["number"]), datetime.fromisoformat(tags["at"]), tags["who"],
                       number(tags["version"]), number(tags["from"]), number(tags["to"]), tags["verdict"],
-                      tags["why"], tags["previous"], tags["sha256"], state, entry)
+                      tags["why"], tags["previous"], tags.get("evidence", NONE), tags["sha256"], state, entry)
     except (KeyError, ValueError):
         return None
     return event if provenance.digest(event.tags()) == event.sha256 else None
@@ -155,12 +159,18 @@ def table(recipe: str, log: Log, at: datetime | None = None) -> list[str]:
     return lines
 
 
+def source(event: Event) -> str:
+    """Where an entry and what it rests on are to be found, in words."""
+    run_id, _, sha256 = event.evidence.partition(" ")
+    return f"entry {event.number} of the history" + (f", verdict sha256 {sha256} in run {run_id}" if sha256 else "")
+
+
 def text(number: int | None) -> str:
-    return "none" if number is None else str(number)
+    return NONE if number is None else str(number)
 
 
 def number(text: str) -> int | None:
-    return None if text == "none" else int(text)
+    return None if text == NONE else int(text)
 
 
 def name(recipe: str, number: int | None) -> str:

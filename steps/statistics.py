@@ -61,14 +61,21 @@ def interval(statistic: Callable[..., np.ndarray], data: tuple[np.ndarray, ...],
     Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; scipy.stats.bootstrap. Resamples where
     the statistic is undefined (few rows, all labels equal) are left out.
     """
+    (low, high), = intervals(lambda *d: statistic(*d)[None], data, resamples, confidence, seed)
+    return low, high
+
+
+def intervals(statistics: Callable[..., np.ndarray], data: tuple[np.ndarray, ...], resamples: int,
+              confidence: float, seed: int) -> list[tuple[float, float]]:
+    """The same of several statistics, which come as the first axis of one array, on the same resamples."""
     from scipy.stats import bootstrap
 
     def along(*arrays: np.ndarray, axis: int) -> np.ndarray:
-        return statistic(*(np.moveaxis(a, axis, -1) for a in arrays))
+        return statistics(*(np.moveaxis(a, axis, -1) for a in arrays))
 
     with warnings.catch_warnings(action="ignore"):      # of undefined resamples
         found = bootstrap(data, along, n_resamples=resamples, paired=True, vectorized=True, method="percentile",
                           batch=100, rng=np.random.default_rng(seed)).bootstrap_distribution
         tail = (1 - confidence) / 2
-        low, high = np.nanquantile(found, [tail, 1 - tail])
-    return float(low), float(high)
+        bounds = np.nanquantile(found, [tail, 1 - tail], axis=-1)
+    return [(float(low), float(high)) for low, high in bounds.T]

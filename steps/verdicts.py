@@ -1,16 +1,20 @@
 """A decision of the gate -> its JSON document and its page, kept with the version, and its table for a terminal."""
 
+import hashlib
 import html
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
+from steps import provenance, tracking
 from steps.gate import Decision, Evidence, Rules
+from steps.journal import NONE, Log
 
 FOLDER = "verdicts"         # of the version's run
+CHANGE = ("change: how much nearer the answer came to gold. For a correlation in ranks, as a share of the rows; for a "
+          "class 1 is from wrong to right and -1 from right to wrong.")
 STYLE = ("body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
          "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}.no{background:#fdd}")
 
@@ -34,19 +38,21 @@ def plain(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> None:
+def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> str:
     """Writes the document and its page to the version's run, and the verdict to the version's tags.
 
-    The tag `verdict_id` is last: a version that has it has all of its verdict.
+    The document holds the page's sha256, and whoever names the document names its own: the version's tag and the
+    history. The tag `verdict_id` is last: a version that has it has all of its verdict. Returns the evidence.
     """
-    name = f"{FOLDER}/{kept['id'][:16]}"
-    found.log_text(run_id, page(kept), f"{name}.html")
-    found.log_text(run_id, json.dumps(kept, indent=2, ensure_ascii=False) + "\n", f"{name}.json")
-    for key in ("verdict", "reason"):
-        tag = key if key == "verdict" else f"verdict_{key}"
-        found.set_model_version_tag(recipe, str(number), tag, kept[key][:4000])
-    mark(found, recipe, number, "decided")
-    found.set_model_version_tag(recipe, str(number), "verdict_id", kept["id"])
+    shown = page(kept)
+    content = json.dumps({**kept, "page_sha256": sha256(shown)}, indent=2, ensure_ascii=False) + "\n"
+    evidence = f"{run_id} {sha256(content)}"
+    for text, end in ((shown, "html"), (content, "json")):
+        found.log_text(run_id, text, place(evidence, end))
+    for tag, value in {"verdict": kept["verdict"], "verdict_reason": kept["reason"][:4000], "verdict_state": "decided",
+                       "verdict_sha256": sha256(content), "verdict_id": kept["id"]}.items():
+        found.set_model_version_tag(recipe, str(number), tag, value)
+    return evidence
 
 
 def mark(found, recipe: str, number: int, state: str) -> None:
@@ -54,20 +60,48 @@ def mark(found, recipe: str, number: int, state: str) -> None:
     found.set_model_version_tag(recipe, str(number), "verdict_state", state)
 
 
-def find(found, run_id: str, identity: str) -> dict | None:
-    """The document of a verdict that was reached before on the very same things."""
-    path = f"{FOLDER}/{identity[:16]}.json"
-    if path not in [file.path for file in found.list_artifacts(run_id, FOLDER)]:
+def evidence_of(run_id: str, tags: Mapping[str, str]) -> str:
+    """The evidence of a version's newest verdict, 'none' where it has no verdict."""
+    return f"{run_id} {tags['verdict_sha256']}" if "verdict_sha256" in tags else NONE
+
+
+def place(evidence: str, end: str = "json") -> str:
+    """Where the document or its page lies in the artifacts of its run."""
+    return f"{FOLDER}/{evidence.partition(' ')[2][:16]}.{end}"
+
+
+def find(found, evidence: str) -> dict | None:
+    """The verdict's document; None where there is none, or it or its page is not as it was written."""
+    run_id, _, written = evidence.partition(" ")
+    document, shown = (tracking.kept(found, run_id, place(evidence, end)) if written else None
+                       for end in ("json", "html"))
+    if document is None or provenance.sha256(document) != written:
         return None
-    kept = json.loads(Path(found.download_artifacts(run_id, path)).read_text(encoding="utf-8"))
-    return kept if kept["id"] == identity else None
+    kept = json.loads(document.read_text(encoding="utf-8"))
+    return kept if shown is not None and provenance.sha256(shown) == kept["page_sha256"] else None
+
+
+def problems(found, log: Log) -> list[str]:
+    """The entries of a history whose verdict is not the one that was written with them, in words."""
+    return [f"entry {e.number} rests on {place(e.evidence)} of run {e.evidence.partition(' ')[0]}, and that or its "
+            "page is gone or was changed" for e in log.events if e.evidence != NONE and find(found, e.evidence) is None]
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text(kept: Mapping) -> list[str]:
-    """The verdict and every rule, for a terminal."""
+    """The verdict, both scores and every rule, for a terminal."""
+    found, scores = kept["evidence"], []
+    if test := found["test"]:
+        left_out = f", {found['excluded']} left out that a model was trained on" if found["excluded"] else ""
+        scores = [f"  {found['metric']} {interval(test['challenger'])} on {test['rows']} test rows{left_out}; "
+                  f"{kept['champion']} {interval(test['champion'])}"]
     rules = [(rule["name"], rule["found"], rule["limit"], rule["met"]) for rule in kept["rules"]]
     first, second = (max(len(rule[i]) for rule in rules) for i in (0, 1))
     return [f"{kept['challenger']} against {kept['champion']}: {kept['verdict'].upper()}",
+            *scores,
             *(f"  {'ok' if met else 'NO':4}{name:{first}}  {found:{second}}  {limit}"
               for name, found, limit, met in rules),
             f"  {kept['reason']}"]
@@ -97,16 +131,18 @@ def page(kept: Mapping) -> str:
                 *(measured(f"guard {n}", v) for n, v in found["guards"].items())]
         parts += [f"<h2>{html.escape(found['metric'])}, with {100 * kept['settings']['confidence']:g} % intervals</h2>",
                   table(["on", "rows", kept["champion"], kept["challenger"], "gain"], rows),
-                  f"<p>{found['excluded']} test rows were left out: a model was trained on them. The challenger was "
-                  f"trained from {found['seeds']} seed(s).</p>"]
+                  f"<p>{found['excluded']} test rows were left out because a model was trained on them. The "
+                  f"challenger was trained from {found['seeds']} seed(s).</p>"]
     for name, rows in kept["examples"].items():
         if rows:
-            parts += [f"<h2>Examples {name} most</h2>", table(list(rows[0]), [list(row.values()) for row in rows])]
+            parts += [f"<h2>Examples {name} most</h2><p>{CHANGE}</p>",
+                      table(list(rows[0]), [list(row.values()) for row in rows])]
     parts += ["<h2>Rules as set</h2>", f"<pre>{html.escape(json.dumps(kept['settings'], indent=2))}</pre>"]
     return (f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
             + "\n".join(parts) + "\n")
 
 
 def interval(values: list) -> str:
-    value, low, high = (v if isinstance(v, str) else f"{v:.4f}" for v in values)
+    # rounded twice, as metrics.json and its tables are, so that a score looks the same in both
+    value, low, high = (v if isinstance(v, str) else f"{round(v, 6):.4f}" for v in values)
     return f"{value} ({low} to {high})"

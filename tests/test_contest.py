@@ -41,7 +41,8 @@ def test_a_stored_classifier_against_the_majority_class(tmp_path, tiny_model, pr
         write(tmp_path / f"data/{split}.arrow", text=texts, label=labels, text_input_ids=[[1, 2]] * 12)
     settings = project.recipe("cola").model_copy(update={"gate": rules(slices={"length: short": 0.5})})
     ours = Contestant(tmp_path / "model", tmp_path / "components/tokenizer", NOTHING_KNOWN)
-    found, examples = contest.measure("cola", settings, project, tmp_path / "data", [ours], Contestant(None))
+    found, examples = contest.measure("cola", settings, project, tmp_path / "data", [ours], Contestant(None),
+                                      first=False)
     assert found["test"].rows == 12 and found["test"].champion.value == 0.0     # one class has no correlation
     assert found["milliseconds"].champion is None and found["milliseconds"].challenger > 0
     size = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))
@@ -62,8 +63,9 @@ def test_guards_are_scored_on_their_own_task(tmp_path, tiny_model, project):
     settings = project.recipe("sts").model_copy(
         update={"tasks": {"other": entry}, "gate": rules(guards={"other": 0.1})})
     model = Contestant(tiny_model, None, NOTHING_KNOWN)
-    found, examples = contest.measure("sts", settings, project, tmp_path, [model], model)
+    found, examples = contest.measure("sts", settings, project, tmp_path, [model], model, first=True)
     guard = found["guards"]["other"]
     assert guard.rows == 15 and guard.gain == (0.0, 0.0, 0.0)
     assert guard.challenger.value != found["test"].challenger.value
     assert examples == {"won": [], "lost": []}
+    assert found["milliseconds"] == (None, None)        # no rule asks for it

@@ -60,7 +60,7 @@ CLOSED = {
     "test set": {"broken": {"test set": "another one"}},
     "metric": {"test": None},
     "finite": {"test": compared(NAN, NAN, NAN)},
-    "test rows": {"test": compared(0.1, 0.05, 0.15, rows=99), "champion_rows": None},
+    "test rows": {"test": compared(0.1, 0.05, 0.15, rows=99), "champion_rows": 99},
     "smaller test set": {"champion_rows": 201},
     "same metric, challenger": {"registered": Pair(0.71, 0.6)},
     "same metric, champion": {"now": Pair(0.7, 0.61)},
@@ -117,7 +117,7 @@ def test_a_gain_that_breaks_another_rule_is_held_by_name(rule, change):
 
 
 @pytest.mark.parametrize("rule, change", {
-    "slice length: long": {"slices": {}}, "guard other": {"guards": {}},
+    "smaller test set": {"champion_rows": None}, "slice length: long": {"slices": {}}, "guard other": {"guards": {}},
     "latency, ratio": {"milliseconds": Pair(12.0, None)}, "size, ratio": {"megabytes": Pair(90.0, None)}}.items())
 def test_what_a_rule_asks_for_and_was_not_measured_is_held(rule, change):
     decision = gate.decide(replace(GOOD, **change), RULES)

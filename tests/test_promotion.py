@@ -11,7 +11,20 @@ import numpy as np
 import pytest
 
 from flows import promotion
-from steps import batching, command, contest, evaluate, params, register, registry, seen, tracking
+from steps import (
+    batching,
+    command,
+    contest,
+    evaluate,
+    history,
+    journal,
+    params,
+    provenance,
+    register,
+    registry,
+    seen,
+    tracking,
+)
 from steps.recipes import sts
 from tests.conftest import Project
 from tests.planted import MODEL, TEST, changed, plant, spoil, tagged
@@ -80,10 +93,16 @@ def in_charge(found) -> int | None:
     return champion and champion[0].number
 
 
+def document(found, number: int, end: str = "json") -> Path:
+    """The file that the version's tag names."""
+    sha256 = found.get_model_version("sts", str(number)).tags["verdict_sha256"]
+    return verdict_files(found, number) / f"{sha256[:16]}.{end}"
+
+
 def verdict(found, number: int) -> dict:
     """The document that the version's page in MLflow shows."""
     tags = found.get_model_version("sts", str(number)).tags
-    kept = json.loads((verdict_files(found, number) / f"{tags['verdict_id'][:16]}.json").read_text(encoding="utf-8"))
+    kept = json.loads(document(found, number).read_text(encoding="utf-8"))
     assert (kept["id"], kept["verdict"]) == (tags["verdict_id"], tags["verdict"])
     return kept
 
@@ -100,7 +119,7 @@ def test_a_planted_gain_is_promoted_and_kept_with_its_page(store):
     test = kept["evidence"]["test"]
     assert test["challenger"][0] == pytest.approx(1.0) and test["rows"] == 24
     assert 0 < test["gain"][1] <= test["gain"][0] == pytest.approx(test["challenger"][0] - test["champion"][0])
-    page = (verdict_files(store, GOOD) / f"{kept['id'][:16]}.html").read_text(encoding="utf-8")
+    page = document(store, GOOD, "html").read_text(encoding="utf-8")
     assert "sts@1 against sts@2: promote" in page and "Examples won most" in page
     assert all(rule["name"] in page for rule in kept["rules"])
 
@@ -140,6 +159,35 @@ def test_a_verdict_that_is_known_is_shown_and_not_reached_again(store):
     promotion.decide("sts@2")
     assert {path: path.stat().st_mtime_ns for path in verdict_files(store, BAD).iterdir()} == first
     assert len(first) == 2
+
+
+@pytest.mark.parametrize("end", ["json", "html"])
+def test_an_edited_verdict_is_told_by_the_history_and_reached_anew(store, evergreen, end):
+    registry.set_alias(store, "sts", GOOD, "champion")
+    promotion.decide("sts@2")
+    edited, entry = document(store, BAD, end), journal.read(store, "sts").events[-1]
+    assert entry.evidence.endswith(provenance.sha256(document(store, BAD)))
+    edited.write_text(edited.read_text(encoding="utf-8").replace("reject", "promote"), encoding="utf-8")
+    said = f"entry {entry.number} rests on verdicts/{document(store, BAD).name} of run "
+    assert said in evergreen("history", "sts").err and said in evergreen("explain", "sts@2").out
+    assert "was changed" in promotion.text("sts", BAD)
+    promotion.decide("sts@2")
+    assert (verdict(store, BAD)["verdict"], in_charge(store)) == ("reject", GOOD)
+    assert document(store, BAD, end) != edited
+
+
+def test_a_champion_that_was_put_in_charge_unjudged_is_judged_against_the_one_it_replaced(store, evergreen):
+    history.move(store, "sts", GOOD, "", "promote")
+    registry.set_alias(store, "sts", BAD, "champion")
+    done = evergreen("promote", "sts@2")
+    assert "warning: sts@2 was put in charge by hand in MLflow in place of sts@1" in done.err
+    assert "warning: the rules were not asked about sts@2; ask them: evergreen promote sts@2" in done.err
+    assert done.out.startswith("sts@2 against sts@1: REJECT\n")
+    assert done.out.endswith("  sts@2 is the champion, put in charge against the rules; undo it: evergreen rollback "
+                             "sts\n")
+    entry = journal.read(store, "sts").events[-1]
+    assert (entry.verdict, entry.version, entry.before, entry.after) == ("reject", BAD, BAD, BAD)
+    assert evergreen("promote", "sts@2").out == done.out and journal.read(store, "sts").events[-1] == entry
 
 
 def test_other_rules_are_another_verdict(store, shelf):
@@ -219,7 +267,7 @@ def test_rows_that_a_model_was_trained_on_are_left_out(store):
     known = seen.keys([texts["sentence2"][:3], texts["sentence1"][:3]]).ravel()
     side = contest.Contestant(MODEL, None, np.empty(0, np.uint64))
     base = contest.Contestant(Path("models/base/tiny"), None, known)
-    found, _ = contest.measure("sts", project.recipe("sts"), project, TEST.parent, [side], base)
+    found, _ = contest.measure("sts", project.recipe("sts"), project, TEST.parent, [side], base, first=False)
     assert (found["excluded"], found["test"].rows) == (3, 21)
 
 
