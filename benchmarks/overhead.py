@@ -72,7 +72,7 @@ def verdict() -> None:
     """Scores the new model and its base as the verdict on a first model does."""
     project = params.load()
     new, base = contest.Contestant(Path("models/sts")), contest.Contestant(Path("models/base/all-MiniLM-L6-v2"))
-    contest.measure("sts", project.recipe("sts"), project, Path("data/prepared/sts"), [new], base)
+    contest.measure("sts", project.recipe("sts"), project, Path("data/prepared/sts"), [new], base, True)
 
 
 def environment() -> dict[str, str]:
