@@ -62,7 +62,7 @@ def clone(folder: Path, epochs: int) -> Path:
     values = yaml.load(folder / "params.yaml")
     values["recipes"]["sts"]["train"]["epochs"] = epochs
     yaml.dump(values, folder / "params.yaml")
-    run(folder, "history", "sts")
+    timed(folder, [sys.executable, "-c", "from steps import tracking; tracking.client()"], environment())
     home = PREFECT | {"PREFECT_HOME": str(folder / ".evergreen/prefect")}
     timed(folder, [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"], environment() | home)
     return folder

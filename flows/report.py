@@ -32,9 +32,7 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
     looks for champions that were moved by hand; it opens the store, for which there is time while a server starts.
     """
     began = time.monotonic()
-    if "+changes" in (commit := provenance.git_commit()):
-        print("note: tracked files differ from the last commit; versions will say "
-              f"{commit[:7]}+changes", flush=True)
+    say_changes()
     project = params.load()
     stages = [s.name for s in graph.plan(project.targets(names))]
     if not graph.stale(stages) and all(register.registered(n) for n in names):
@@ -60,6 +58,7 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
 
 def register_finished(name: str) -> None:
     """Registers what the stages left, if they left what the parameters, code and data of now ask for."""
+    say_changes()
     project = params.load()
     project.recipe(name)
     stages = [s.name for s in graph.plan(project.targets([name]))]
@@ -69,6 +68,11 @@ def register_finished(name: str) -> None:
         raise InputError(f"{', '.join(old)} would have to run again: what lies here is not what params.yaml, the code "
                          f"and the data now make; first: dvc repro evaluate@{name}")
     print(table(name, register.register(name)))
+
+
+def say_changes() -> None:
+    if "+changes" in (commit := provenance.git_commit()):
+        print(f"note: tracked files differ from the last commit; versions will say {commit[:7]}+changes", flush=True)
 
 
 def flow(names: list[str], approve: str | None, decide: bool,

@@ -88,6 +88,17 @@ def test_the_tags_say_what_made_the_version(finished, version):
     assert len(version.tags["params_sha256"]) == 64
 
 
+def test_the_model_has_a_signature_and_an_example(finished, version, inside):
+    import mlflow
+
+    inside(finished)
+    tracking.client()
+    info = mlflow.models.get_model_info(f"models:/sts/{version.version}")
+    assert [str(column.type) for column in info.signature.inputs] == ["DataType.string"]
+    assert info.signature.outputs.inputs[0].shape == (-1, 32)
+    assert info.saved_input_example_info
+
+
 def test_the_parameters_digest_changes_with_a_parameter(unregistered, inside, version):
     inside(unregistered)
     unregistered.edit("recipes.sts.train.patience", 7)

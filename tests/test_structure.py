@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from steps import command
 from tests.conftest import ROOT
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -73,6 +74,17 @@ def python(code: str, folder: Path, environment: dict[str, str]) -> None:
                                              "PREFECT_HOME": str(folder / "prefect")}, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [*(folder / "here").iterdir(), *(folder / "home").iterdir()] == []
+
+
+def test_no_library_reports_what_we_do(tmp_path, environment):
+    """Each is asked in its own words whether it would; a step sets the switches before it imports any."""
+    python("from steps import command\ncommand.quiet()\n"
+           "from mlflow.telemetry.utils import is_telemetry_disabled\nassert is_telemetry_disabled()\n"
+           "from prefect.settings import get_current_settings\n"
+           "assert not get_current_settings().server.analytics_enabled\n"
+           "from dvc import analytics\nassert not analytics.is_enabled()\n"
+           "from huggingface_hub import constants\nassert constants.HF_HUB_DISABLE_TELEMETRY\n", tmp_path,
+           {key: value for key, value in environment.items() if key not in command.QUIET})
 
 
 def test_the_files_are_all_here():
