@@ -35,6 +35,10 @@ def test_a_version_of_this_project_says_all_that_made_it(finished, inside, everg
     assert re.search(r", (fp32|bf16), 1 threads$", found["hardware"])
     assert "seed 42" in found["parameters"] and "train.learning_rate 0.001" in found["parameters"]
     assert found["weights"] == f"sha256 {tags['weights_sha256']}"
+    card = tracking.client().get_model_version("sts", "1").description
+    for said in (f"- code: commit {tags['git_commit']}; run ", "- environment: torch 2.13.0, transformers 5.23.0, ",
+                 "- parameters: seed 42, threads 1, ", ", train.learning_rate 0.001, "):
+        assert said in card
 
 
 def test_who_put_it_in_charge_and_on_what_stands_in_the_text_and_on_the_card(found, evergreen):

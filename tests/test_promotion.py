@@ -303,7 +303,7 @@ def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen
         "error: sts has no version 9 to decide on; make one: evergreen run sts\n")
 
 
-def test_a_flow_on_a_server_pauses_for_the_answer_and_goes_on(store, tmp_path, monkeypatch):
+def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(store, shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -323,6 +323,11 @@ def test_a_flow_on_a_server_pauses_for_the_answer_and_goes_on(store, tmp_path, m
             client.resume_flow_run(paused[0].id, run_input={"promote": True})
 
     with prefect_test_harness(server_startup_timeout=120):
+        shelf.edit("recipes.sts.gate.approval.hours", 1 / 3600)
+        ran()
+        assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
+        assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
+        shelf.edit("recipes.sts.gate.approval.hours", 1.0)
         person = threading.Thread(target=answer, daemon=True)
         person.start()
         ran()
