@@ -183,8 +183,7 @@ def test_a_champion_that_was_put_in_charge_unjudged_is_judged_against_the_one_it
     assert "warning: sts@2 was put in charge by hand in MLflow in place of sts@1" in done.err
     assert "warning: the rules were not asked about sts@2; ask them: evergreen promote sts@2" in done.err
     assert done.out.startswith("sts@2 against sts@1: REJECT\n")
-    assert done.out.endswith("  sts@2 is the champion, put in charge against the rules; undo it: evergreen rollback "
-                             "sts\n")
+    assert done.out.endswith("  sts@2 is the champion, though the rules said reject; undo it: evergreen rollback sts\n")
     entry = journal.read(store, "sts").events[-1]
     assert (entry.verdict, entry.version, entry.before, entry.after) == ("reject", BAD, BAD, BAD)
     assert evergreen("promote", "sts@2").out == done.out and journal.read(store, "sts").events[-1] == entry
