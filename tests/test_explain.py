@@ -26,7 +26,8 @@ def test_a_version_of_this_project_says_all_that_made_it(finished, inside, everg
     found = rows(evergreen("explain", "sts@1").out)
     tags = tracking.client().get_model_version("sts", "1").tags
     assert found["holds"] == "the alias challenger"
-    assert re.match(r"(promote|hold|reject) \S+ \S+Z by \S+: .* \(entry 1 of the history\)$", found["decision"])
+    assert re.match(r"(promote|hold|reject) \S+ \S+Z by \S+: .* \(entry 1 of the history, verdict \w{16} in run \w+\)$",
+                    found["decision"])
     assert found["data set"] == f"appliances, revision local, licence Apache-2.0, sha256 {tags['dataset_sha256']}"
     assert found["base model"] == ("models/base/tiny, revision local, licence Apache-2.0, weights sha256 "
                                    f"{tags['base_model_sha256']}")
