@@ -222,9 +222,9 @@ def text(recipe: str, number: int) -> str:
     state, name = tags.get("verdict_state", ""), f"{recipe}@{number}"
     stays = f"{recipe}@{champion[0].number} stays in charge" if champion else f"{recipe} has no champion yet"
     if champion and champion[0].number == number:
-        against = bool(kept) and kept["verdict"] != "promote"
+        against = kept and kept["verdict"] != "promote"
         lines.append(f"  {name} is the champion" + (
-            f", put in charge against the rules; undo it: evergreen rollback {recipe}" if against else ""))
+            f", though the rules said {kept['verdict']}; undo it: evergreen rollback {recipe}" if against else ""))
     elif kept and kept["verdict"] == "promote":
         why = {REFUSED: "a person refused", LAPSED: "nobody confirmed in time"}.get(
             state, "it waits for a person" if state.startswith(WAITING) else "it was the champion before")

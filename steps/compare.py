@@ -16,6 +16,7 @@ from steps.schema import InputError
 
 FILES = ("metrics.json", "predictions.csv", "tasks.csv")
 EXAMPLES = 5        # shown, those whose predictions differ most
+WIDTH = 28          # of a version's column
 DATA = ("dataset", "dataset_revision", "dataset_sha256", "dataset_licence", "test_sha256", "base_model",
         "base_model_revision", "base_model_sha256", "parent", "git_commit", "environment_sha256")
 
@@ -40,7 +41,7 @@ def compare(first: str, second: str, sample: int, neighbours: int) -> list[str]:
     if left.name.partition("@")[0] != right.name.partition("@")[0]:
         raise InputError(f"{left.name} and {right.name} are of two recipes, which are judged by different things; "
                          "compare two versions of one")
-    lines = [f"{'':34}{left.name:>24}{right.name:>24}"]
+    lines = [row("", left.name, right.name)]
     lines += section("parameters", left.parameters, right.parameters, sorted({*left.parameters, *right.parameters}))
     lines += section("made of", left.tags, right.tags, DATA)
     if left.tags.get("test_sha256") != right.tags.get("test_sha256"):
@@ -65,14 +66,19 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def row(label: str, left: str, right: str) -> str:
-    return f"  {label:<32}{left:>28}  {right:>28}"
+    return f"  {label:<32}{left:>{WIDTH}}  {right:>{WIDTH}}"
 
 
 def section(title: str, left: Mapping[str, str], right: Mapping[str, str], keys) -> list[str]:
     """The keys whose values differ."""
     different = [key for key in keys if left.get(key) != right.get(key)]
-    values = [row(key, *(str(s.get(key, "none"))[:22] for s in (left, right))) for key in different]
+    values = [row(key, *(cut(str(s.get(key, "none"))) for s in (left, right))) for key in different]
     return [title, *values] if values else [f"{title}: no difference"]
+
+
+def cut(value: str) -> str:
+    """The value, or its beginning and its end: digests differ in both, paths and names in one of them."""
+    return value if len(value) <= WIDTH else f"{value[:WIDTH // 2 - 2]}...{value[-WIDTH // 2 + 1:]}"
 
 
 def scores(left: Side, right: Side) -> list[str]:
@@ -100,7 +106,7 @@ def slices(left: Side, right: Side) -> list[str]:
     if not left.metrics or not right.metrics:
         return []
     ours, theirs = left.metrics["slices"], right.metrics["slices"]
-    lines = [row(f"{name}, {ours[name]['rows']} rows", *(f"{s[name]['model']:.4f}" for s in (ours, theirs)))
+    lines = [row(f"{name}, {ours[name]['rows']} rows", *(interval(s[name]) for s in (ours, theirs)))
              for name in ours if name in theirs]
     return ["slices", *lines] if lines else []
 

@@ -4,12 +4,12 @@ The same facts are text for a terminal and the end of the model card (register.p
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from steps import journal, registry, tracking, verdicts
+from steps import journal, provenance, registry, tracking, verdicts
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy")
-LOCKS = ("requirements.torch.txt", "requirements.train.lock")
 
 
 def explain(name: str) -> list[str]:
@@ -88,16 +88,21 @@ def made_of(tags: Mapping[str, str]) -> list[tuple[str, str]]:
 def setting(found, run_id: str) -> list[tuple[str, str]]:
     """Parameters, environment and hardware of the version's run."""
     parameters, tags = tracking.facts(found, run_id)
-    pins = "\n".join(path.read_text(encoding="utf-8") for lock in LOCKS
-                     if (path := tracking.kept(found, run_id, f"evaluation/{lock}")))
-    versions = [f"{p} {m[1]}" for p in PACKAGES if (m := re.search(rf"^{p}==([^\s\\]+)", pins, re.MULTILINE))]
+    locks = [path for lock in provenance.LOCKS if (path := tracking.kept(found, run_id, f"evaluation/{lock}"))]
     return [
-        ("environment", f"{', '.join(versions) or 'not kept'}; sha256 {tags.get('environment_sha256', 'not known')}"),
+        ("environment", f"{packages(locks)}; sha256 {tags.get('environment_sha256', 'not known')}"),
         ("hardware", f"{tags.get('device', 'not known')}, {tags.get('precision', 'not known')}, "
                      f"{parameters.get('threads', 'not known')} threads"),
         ("parameters", ", ".join(f"{key} {value}" for key, value in sorted(parameters.items())) or "not known"),
         ("run", run_id or "none"),
     ]
+
+
+def packages(locks: Sequence[Path]) -> str:
+    """'torch 2.13.0, ...', the pins that most decide what comes out."""
+    pins = "\n".join(lock.read_text(encoding="utf-8") for lock in locks)
+    versions = [f"{p} {m[1]}" for p in PACKAGES if (m := re.search(rf"^{p}==([^\s\\]+)", pins, re.MULTILINE))]
+    return ", ".join(versions) or "not kept"
 
 
 def parents_card(found, tags: Mapping[str, str]) -> list[str]:

@@ -196,18 +196,19 @@ def _others(found: Evidence, rules: Rules) -> Iterator[Rule]:
                 yield Rule(f"{what} {name}", gain.low > -margin, limit, f"{gain}, {measured[name].rows} rows")
             else:
                 yield Rule(f"{what} {name}", False, limit, "not measured: too few rows, or no such part")
-    for name, pair, limits in (
-            ("latency", found.milliseconds, {"ratio": rules.latency.ratio, "ms a text": rules.latency.milliseconds}),
-            ("size", found.megabytes, {"ratio": rules.size.ratio, "MB": rules.size.megabytes})):
-        for unit, limit in limits.items():
-            if limit is not None and not (unit == "ratio" and found.first):
-                yield _within(f"{name}, {unit}", pair, limit, unit == "ratio")
+    for name, unit, pair, ratio, most in (
+            ("latency", "ms a text", found.milliseconds, rules.latency.ratio, rules.latency.milliseconds),
+            ("size", "MB", found.megabytes, rules.size.ratio, rules.size.megabytes)):
+        if ratio is not None and not found.first:
+            yield _within(f"{name}, ratio", unit, pair, ratio, True)
+        if most is not None:
+            yield _within(f"{name}, {unit}", unit, pair, most, False)
 
 
-def _within(name: str, pair: Pair, limit: float, relative: bool) -> Rule:
+def _within(name: str, unit: str, pair: Pair, limit: float, relative: bool) -> Rule:
     ours, theirs = pair
     if ours is None or (relative and not theirs):
         return Rule(name, False, f"at most {limit:g}", "not measured")
     value = ours / theirs if relative else ours
-    beside = f" ({ours:.1f} to {theirs:.1f})" if relative else ""
+    beside = f" ({ours:.1f} against {theirs:.1f} {unit})" if relative else ""
     return Rule(name, value <= limit, f"at most {limit:g}", f"{value:.2f}{beside}")

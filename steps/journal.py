@@ -151,18 +151,26 @@ def table(recipe: str, log: Log, at: datetime | None = None) -> list[str]:
     """For a terminal: who is or was in charge, and every decision up to then."""
     who = name(recipe, log.champion(at))
     lines = [f"{recipe}: {who} was in charge at {at:%Y-%m-%d %H:%M:%SZ}" if at else f"{recipe}: {who} is in charge"]
-    for e in (e for e in log.events if at is None or e.at <= at):
-        moved = (f"{name(recipe, e.before)} -> {name(recipe, e.after)}" if e.before != e.after else
-                 f"{name(recipe, e.version)} ({name(recipe, e.after)} stays)")
-        lines.append(f"  {e.number:>3}  {e.at:%Y-%m-%d %H:%M:%SZ}  {e.verdict:<8}  {moved:<18}  {e.who}: {e.why}"
+    events = [e for e in log.events if at is None or e.at <= at]
+    moves = [moved(e) for e in events]
+    width = max(map(len, moves), default=0)
+    for e, move in zip(events, moves, strict=True):
+        lines.append(f"  {e.number:>3}  {e.at:%Y-%m-%d %H:%M:%SZ}  {e.verdict:<8}  {move:<{width}}  {e.who}: {e.why}"
                      + ("" if e.state == "done" else f" ({e.state})"))
     return lines
+
+
+def moved(event: Event) -> str:
+    """'sts@1 -> sts@2', or who was judged and who stays."""
+    before, judged, after = (name(event.recipe, n) for n in (event.before, event.version, event.after))
+    stays = f"{after} stays" if event.after else "nobody is in charge"
+    return f"{before} -> {after}" if before != after else f"{judged} ({stays})"
 
 
 def source(event: Event) -> str:
     """Where an entry and what it rests on are to be found, in words."""
     run_id, _, sha256 = event.evidence.partition(" ")
-    return f"entry {event.number} of the history" + (f", verdict sha256 {sha256} in run {run_id}" if sha256 else "")
+    return f"entry {event.number} of the history" + (f", verdict {sha256[:16]} in run {run_id}" if sha256 else "")
 
 
 def text(number: int | None) -> str:

@@ -163,7 +163,7 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
     base, dataset = lineage["base_model"], lineage["dataset"]
     confidence = settings.evaluate.confidence
     found = scores.tables(recipe, settings, folders(recipe)["test"], references(recipe, project))
-    teacher = dataset.get("teacher")
+    teacher, flat = dataset.get("teacher"), params.flatten(settings.model_dump(exclude={"gate"}))
     use = (f"`evergreen predict {recipe} TEXT`, or in Python `mlflow.transformers.load_model"
            if settings.kind == "classification" else
            f"`evergreen embed {recipe} texts.txt vectors.parquet`, or in Python "
@@ -179,8 +179,10 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
         f"- data set: {dataset['name']}, revision {tags['dataset_revision']}, licence {dataset['licence']}, "
         f"sha256 {tags['dataset_sha256'][:16]}…",
         *([f"- teacher: {teacher['model']}, weights sha256 {teacher['weights_sha256'][:16]}…"] if teacher else []),
-        f"- code: commit {tags['git_commit']}; environment {tags['environment_sha256'][:16]}…; "
-        f"parameters {tags['params_sha256'][:16]}…; run {run_id}",
+        f"- code: commit {tags['git_commit']}; run {run_id}",
+        f"- environment: {explain.packages(provenance.LOCKS)}; sha256 {tags['environment_sha256'][:16]}…",
+        f"- parameters: seed {project.seed}, threads {project.threads}, "
+        f"{', '.join(f'{key} {value}' for key, value in sorted(flat.items()))}; sha256 {tags['params_sha256'][:16]}…",
         f"- weights sha256: {tags['weights_sha256']}", "",
         *explain.parents_card(tracking.client(), tags),
         f"Use it: {use}(\"models:/{recipe}@{registry.ALIAS}\")`.", ""])

@@ -39,7 +39,8 @@ def test_a_stored_classifier_against_the_majority_class(tmp_path, tiny_model, pr
     texts, labels = [f"water {i} drips" for i in range(12)], [0] * 4 + [1] * 8
     for split in ("train", "test"):
         write(tmp_path / f"data/{split}.arrow", text=texts, label=labels, text_input_ids=[[1, 2]] * 12)
-    settings = project.recipe("cola").model_copy(update={"gate": rules(slices={"length: short": 0.5})})
+    settings = project.recipe("cola").model_copy(update={"gate": rules(
+        slices={"length: short": 0.5}, latency={"texts": 1, "rounds": 1, "ratio": 2.0, "milliseconds": None})})
     ours = Contestant(tmp_path / "model", tmp_path / "components/tokenizer", NOTHING_KNOWN)
     found, examples = contest.measure("cola", settings, project, tmp_path / "data", [ours], Contestant(None),
                                       first=False)

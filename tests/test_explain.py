@@ -26,7 +26,8 @@ def test_a_version_of_this_project_says_all_that_made_it(finished, inside, everg
     found = rows(evergreen("explain", "sts@1").out)
     tags = tracking.client().get_model_version("sts", "1").tags
     assert found["holds"] == "the alias challenger"
-    assert re.match(r"(promote|hold|reject) \S+ \S+Z by \S+: .* \(entry 1 of the history\)$", found["decision"])
+    assert re.match(r"(promote|hold|reject) \S+ \S+Z by \S+: .* \(entry 1 of the history, verdict \w{16} in run \w+\)$",
+                    found["decision"])
     assert found["data set"] == f"appliances, revision local, licence Apache-2.0, sha256 {tags['dataset_sha256']}"
     assert found["base model"] == ("models/base/tiny, revision local, licence Apache-2.0, weights sha256 "
                                    f"{tags['base_model_sha256']}")
@@ -35,6 +36,10 @@ def test_a_version_of_this_project_says_all_that_made_it(finished, inside, everg
     assert re.search(r", (fp32|bf16), 1 threads$", found["hardware"])
     assert "seed 42" in found["parameters"] and "train.learning_rate 0.001" in found["parameters"]
     assert found["weights"] == f"sha256 {tags['weights_sha256']}"
+    card = tracking.client().get_model_version("sts", "1").description
+    for said in (f"- code: commit {tags['git_commit']}; run ", "- environment: torch 2.13.0, transformers 5.23.0, ",
+                 "- parameters: seed 42, threads 1, ", ", train.learning_rate 0.001, "):
+        assert said in card
 
 
 def test_who_put_it_in_charge_and_on_what_stands_in_the_text_and_on_the_card(found, evergreen):

@@ -183,8 +183,7 @@ def test_a_champion_that_was_put_in_charge_unjudged_is_judged_against_the_one_it
     assert "warning: sts@2 was put in charge by hand in MLflow in place of sts@1" in done.err
     assert "warning: the rules were not asked about sts@2; ask them: evergreen promote sts@2" in done.err
     assert done.out.startswith("sts@2 against sts@1: REJECT\n")
-    assert done.out.endswith("  sts@2 is the champion, put in charge against the rules; undo it: evergreen rollback "
-                             "sts\n")
+    assert done.out.endswith("  sts@2 is the champion, though the rules said reject; undo it: evergreen rollback sts\n")
     entry = journal.read(store, "sts").events[-1]
     assert (entry.verdict, entry.version, entry.before, entry.after) == ("reject", BAD, BAD, BAD)
     assert evergreen("promote", "sts@2").out == done.out and journal.read(store, "sts").events[-1] == entry
@@ -303,7 +302,7 @@ def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen
         "error: sts has no version 9 to decide on; make one: evergreen run sts\n")
 
 
-def test_a_flow_on_a_server_pauses_for_the_answer_and_goes_on(store, tmp_path, monkeypatch):
+def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(store, shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -323,6 +322,11 @@ def test_a_flow_on_a_server_pauses_for_the_answer_and_goes_on(store, tmp_path, m
             client.resume_flow_run(paused[0].id, run_input={"promote": True})
 
     with prefect_test_harness(server_startup_timeout=120):
+        shelf.edit("recipes.sts.gate.approval.hours", 1 / 3600)
+        ran()
+        assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
+        assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
+        shelf.edit("recipes.sts.gate.approval.hours", 1.0)
         person = threading.Thread(target=answer, daemon=True)
         person.start()
         ran()
