@@ -45,7 +45,7 @@ def main() -> None:
         for side in reversed(sides) if repeat % 2 else sides:
             sizes.clear()
             with tempfile.TemporaryDirectory(dir=".evergreen") as room:
-                step.CHECKPOINTS = Path(room) / "checkpoints"
+                checkpoint.PLACE = Path(room) / "checkpoints"
                 began = time.perf_counter()
                 step.train(options.recipe, recipe, project.model_copy(update={"checkpoint_seconds": sides[side]}),
                            Path(f"data/prepared/{options.recipe}"), Path(room) / "model", Path(room) / "curves")

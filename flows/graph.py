@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import command, params, tracking
+from steps import checkpoint, command, params, tracking
 from steps.schema import InputError
 
 GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
@@ -111,8 +111,8 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     `dvc repro`; another copy may need another `python` and environment `variables`.
 
     A stage that was killed from outside has one more try, which continues from its checkpoint. What was restored is
-    compared with its digests before anyone reads it, and made anew where the cache was damaged. Raises InputError when
-    the step refused its input, StageFailed when it failed or was stopped.
+    compared with its digests before anyone reads it, and made anew where the cache was damaged. Checkpoints go when DVC
+    has what was trained. Raises InputError when the step refused its input, StageFailed when it failed or was stopped.
     """
     def once() -> str:
         return _reproduce(name, on_line, folder, options, python, variables)
@@ -128,6 +128,9 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
         outcome = once()
         if left := discard_damaged([name]):
             raise StageFailed("\n".join(left))
+    kind, _, recipe = name.partition("@")
+    if kind in ("train", "evaluate"):
+        shutil.rmtree((folder or Path()) / checkpoint.PLACE / recipe, ignore_errors=True)
     return outcome
 
 
@@ -168,7 +171,8 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
                variables: Mapping[str, str]) -> str:
     """The stage is a process group of its own, and every line it prints goes to `on_line` as it comes."""
     environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", **variables}
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
+        checkpoint.DRIVEN: "yes", **variables}
     options = [*options] if folder else ["--single-item", *options]
     with _lock:
         if _stopped.is_set():

@@ -24,9 +24,13 @@ OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
+    return new_user(tmp_path_factory.mktemp("home"))
+
+
+def new_user(home: Path) -> dict[str, str]:
     """The environment of a user with nothing set, a home of their own and git's name."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(OUR_VARIABLES)}
-    clean["HOME"] = str(tmp_path_factory.mktemp("home"))
+    clean["HOME"] = str(home)
     clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
     for who in ("AUTHOR", "COMMITTER"):
         clean |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
@@ -35,12 +39,15 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-bert")
+
+
+def make_tiny_model(folder: Path) -> Path:
     """A BERT of 2 layers and 32 dimensions with a vocabulary from the samples, random weights of a fixed seed."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
     words = BertWordPieceTokenizer(lowercase=True)
     words.train([str(p) for p in sorted((ROOT / "samples/appliances").glob("*.csv"))], vocab_size=800,
                 show_progress=False)
