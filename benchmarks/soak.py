@@ -94,6 +94,7 @@ class Soak:
     @contextlib.contextmanager
     def noting_checkpoints(self, seed: int) -> Iterator[None]:
         """Two are kept, so that each is there for longer than this takes to look again."""
+        self.saved = 0
         ended = threading.Event()
 
         def look():
@@ -102,6 +103,7 @@ class Soak:
                     with contextlib.suppress(FileNotFoundError):
                         if (mark := (path.parent.name, path.stat().st_mtime_ns)) not in self.known:
                             self.known.add(mark)
+                            self.saved += 1
                             self.note("save", path.stat().st_mtime, seed=seed, step=int(path.parent.name[-8:]))
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -126,6 +128,7 @@ class Soak:
         for attempt in range(ATTEMPTS):
             kill = attempt < ATTEMPTS - 1 and self.random.random() < self.killed
             moment = self.random.random() if kill else None
+            saves = self.random.randrange(1, 6) if kill and self.random.random() < 0.4 else None
             self.note("start", seed=seed, attempt=attempt, promoted=promoted)
             began, said = time.monotonic(), self.folder / "said"
             with self.noting_checkpoints(seed), open(said, "w") as out:
@@ -133,7 +136,7 @@ class Soak:
                                            cwd=self.project.folder, env=self.environment, stdin=subprocess.DEVNULL,
                                            stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
                 if kill:
-                    self.kill_one(process, moment * self.lasts)
+                    self.kill_one(process, moment * self.lasts, saves)
                 try:
                     code = process.wait(WAIT)
                 except subprocess.TimeoutExpired:
@@ -162,15 +165,18 @@ class Soak:
             time.sleep(0.2)
         return [" ".join(process.cmdline())[-80:] for process in there]
 
-    def kill_one(self, process: subprocess.Popen, after: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(after)
+    def kill_one(self, process: subprocess.Popen, after: float, saves: int | None) -> None:
+        """After so many seconds, or within the training: right after so many of its checkpoints."""
+        began = time.monotonic()
+        while process.poll() is None and (
+                time.monotonic() - began < after if saves is None else self.saved < saves):
+            time.sleep(0.005)
         if there := sorted(self.processes(), key=lambda p: p.pid):
             victim = self.random.choice(there)
             with contextlib.suppress(psutil.Error):
                 name = " ".join(victim.cmdline())[-60:]
                 victim.send_signal(signal.SIGKILL)
-                self.note("kill", after=round(after, 1), process=name)
+                self.note("kill", after=round(time.monotonic() - began, 1), process=name)
 
 
 def main() -> None:

@@ -51,14 +51,15 @@ def check(project, folder: Path, history: Path, seconds: float) -> int:
              "wrong champions": wrong_champions(events, store), "progress lost": progress(events),
              "repairs": repairs(events), "orphan processes": orphans(events)}
     share = sum(spare.values()) / sum(kept.values())
-    found["disk"] = [f"{size} bytes that nothing needs: {path}" for path, size in sorted(
-        spare.items(), key=lambda item: -item[1])[:10]] if share > 0.1 else []
+    found["disk"] = [f"{share:.1%} of it is needed by nothing"] if share > 0.1 else []
     counts = Counter(e["what"] for e in events)
     print(f"\n{len(seeds)} retrainings, {counts['start']} starts, {counts['kill']} kills, {counts['save']} checkpoints "
           f"saved, {counts['resume']} continued, {counts['register']} versions, {seconds:.0f} s")
     for what, lines in found.items():
         print(f"{what}: {len(lines)}", *lines, sep="\n  ")
-    print(f"disk: {sum(kept.values()) / 1e6:.1f} MB of versions and results, {share:.1%} besides")
+    print(f"on the disk: {sum(kept.values()) / 1e6:.1f} MB of versions and results, and {share:.1%} of that besides; "
+          "the largest of these:", *(f"{spare[p]} bytes {p}" for p in sorted(spare, key=lambda p: -spare[p])[:5]),
+          sep="\n  ")
     return int(any(found.values()))
 
 

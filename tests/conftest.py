@@ -22,6 +22,10 @@ ROOT = Path(__file__).parent.parent
 OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=2, help="kill -9 of each recipe's training (make reliability: 20)")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
     return new_user(tmp_path_factory.mktemp("home"))
@@ -287,30 +291,38 @@ def shipped() -> dict:
 @pytest.fixture
 def small(shipped, tmp_path, tiny_model, monkeypatch):
     """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
-    for lock in provenance.LOCKS:
-        shutil.copy(ROOT / lock, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+    return lambda name, **train: few_rows(shipped[name], name, tiny_model, **train)
 
-    def make(name: str, **train):
-        raw = tmp_path / "raw"
-        raw.mkdir()
-        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
-        if name in ("tsdae", "mlm"):
-            for split in ("dev", "test"):
-                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
-        if name == "multilingual":
-            taught(raw, 32)
-        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
-        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
-                                           if k in type(shipped[name].train).model_fields})
-        return recipe.model_copy(update={
-            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
-            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
-    return make
+
+def few_rows(entry, name: str, tiny_model: Path, **train):
+    """The recipe's entry of params.yaml, on a few rows of its sample in ./raw, with a tiny model and these settings."""
+    raw = Path("raw").absolute()
+    raw.mkdir()
+    for lock in provenance.LOCKS:
+        shutil.copy(ROOT / lock, lock)
+    (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
+    for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
+    if name in ("tsdae", "mlm"):
+        for split in ("dev", "test"):
+            write_rows(raw / f"suite/{split}.csv", sample(split, 24))
+    if name == "multilingual":
+        taught(raw, 32)
+    values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
+    recipe = changed(entry, **{k: v for k, v in {**values, **train}.items() if k in type(entry.train).model_fields})
+    return recipe.model_copy(update={
+        "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
+        "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
+
+
+def softmax(recipe):
+    """The entry of nli with labelled pairs, for the loss with a classifier of its own."""
+    recipe = changed(recipe, loss="softmax")
+    Path("raw/train_pairs.csv").rename("raw/train.csv")
+    return recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"train_rows": "pairs"})})
 
 
 def taught(raw: Path, dimensions: int) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 
 from steps import embedding, recipes, resuming
 from steps import training as library
-from tests.conftest import SAMPLES, changed
+from tests.conftest import ROOT, SAMPLES, changed, softmax
 from tests.killing import PLACE, Training
 
 pytestmark = pytest.mark.fault(1)
+RECIPES = [*SAMPLES, "softmax"]
 
 
 @pytest.fixture
@@ -34,13 +37,30 @@ def test_every_recipe_ends_with_the_bits_of_one_that_was_not_killed(training, re
 
 
 def test_softmax_does_with_its_classifier(small, monkeypatch):
-    recipe = small("nli", loss="softmax", epochs=2)
-    recipe = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"train_rows": "pairs"})})
-    Path("raw/train_pairs.csv").rename("raw/train.csv")
-    found = Training(monkeypatch, "nli", recipe)
+    found = Training(monkeypatch, "nli", softmax(small("nli", epochs=2)))
     expected = found.run()
     found.killed_at(3, 5)
     assert found.run("killed") == expected
+
+
+@pytest.fixture(scope="session")
+def killed(environment, tmp_path_factory, pytestconfig) -> dict:
+    """{recipe: what came of kills -9 at random moments of its training}, in processes of their own."""
+    done = subprocess.run([sys.executable, "-m", "tests.killing", str(pytestconfig.getoption("kills")), "1", *RECIPES],
+                          cwd=tmp_path_factory.mktemp("killed"), capture_output=True, text=True, check=False,
+                          env=environment | {"PYTHONPATH": str(ROOT), "EVERGREEN_TRACKING": "none"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_kill_9_at_any_moment_costs_one_interval_at_most_and_no_bit(killed, pytestconfig, recipe):
+    """A checkpoint at every step: the step that was in hand, or whose checkpoint was, is taken again."""
+    found = killed[recipe]
+    assert found["kills"] == len(found["lost"]) == pytestconfig.getoption("kills")
+    assert max(found["lost"]) <= 1
+    assert found["results"] and all(result == found["expected"] for result in found["results"])
 
 
 @pytest.mark.parametrize("settings, steps", [
