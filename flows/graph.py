@@ -239,7 +239,11 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
 
 
 def mend() -> None:
-    """Removes DVC's list of who reads and writes what where a kill -9 left it half written; nobody runs by then."""
+    """Removes what a kill -9 left half written of DVC's: files of its cache, its list of who reads and writes what."""
+    if left := [*Path(".dvc/cache/files/md5").glob("*/.*.tmp")]:
+        with _repo().lock:
+            for path in left:
+                path.unlink(missing_ok=True)
     try:
         json.loads(RWLOCK.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command, params, provenance, recipes, tracking
+from steps import command, params, recipes, tracking
 from steps.contract import Findings
 from steps.schema import Contract
 
@@ -23,7 +23,7 @@ OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=2, help="kill -9 of each recipe's training (make reliability: 20)")
+    parser.addoption("--kills", type=int, default=1, help="kill -9 of each recipe's training (make reliability: 20)")
 
 
 @pytest.fixture(scope="session")
@@ -233,6 +233,15 @@ def finished(tmp_path_factory, tiny_model, environment) -> Project:
 
 
 @pytest.fixture
+def copy(finished, tmp_path) -> Project:
+    """The finished project with a registry that is still empty (MLflow keeps absolute paths)."""
+    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+    for path in (folder / ".evergreen").glob("ml*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Project(folder, finished.environment)
+
+
+@pytest.fixture
 def inside(monkeypatch) -> Callable[[Project], None]:
     """inside(project): this process works in its folder and on its store, until the test ends."""
     for key, value in (command.QUIET | command.OFFLINE | {"MLFLOW_TRACKING_URI": "", "EVERGREEN_TRACKING": ""}).items():
@@ -271,15 +280,7 @@ def evergreen(inside, capsys) -> Callable[..., SimpleNamespace]:
     return run
 
 
-# Every recipe on a few rows, without the graph
-
-SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
-           "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}
-
-
-def changed(recipe, **train):
-    """The recipe with other settings of its training."""
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+# Every recipe on a few rows, without the graph: tests/small.py
 
 
 @pytest.fixture(scope="session")
@@ -293,49 +294,6 @@ def small(shipped, tmp_path, tiny_model, monkeypatch):
     """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+    from tests.small import few_rows
+
     return lambda name, **train: few_rows(shipped[name], name, tiny_model, **train)
-
-
-def few_rows(entry, name: str, tiny_model: Path, **train):
-    """The recipe's entry of params.yaml, on a few rows of its sample in ./raw, with a tiny model and these settings."""
-    raw = Path("raw").absolute()
-    raw.mkdir()
-    for lock in provenance.LOCKS:
-        shutil.copy(ROOT / lock, lock)
-    (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-    for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
-    if name in ("tsdae", "mlm"):
-        for split in ("dev", "test"):
-            write_rows(raw / f"suite/{split}.csv", sample(split, 24))
-    if name == "multilingual":
-        taught(raw, 32)
-    values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
-    recipe = changed(entry, **{k: v for k, v in {**values, **train}.items() if k in type(entry.train).model_fields})
-    return recipe.model_copy(update={
-        "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
-        "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
-
-
-def softmax(recipe):
-    """The entry of nli with labelled pairs, for the loss with a classifier of its own."""
-    recipe = changed(recipe, loss="softmax")
-    Path("raw/train_pairs.csv").rename("raw/train.csv")
-    return recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"train_rows": "pairs"})})
-
-
-def taught(raw: Path, dimensions: int) -> None:
-    """Turns parallel CSV files into a teacher's data set, with random vectors of that many dimensions."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    draw = np.random.default_rng(0)
-    for split in ("train", "dev", "test"):
-        with open(raw / f"{split}.csv", encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        vectors = draw.normal(size=(len(rows), dimensions)).astype(np.float32).tolist()
-        table = pa.Table.from_pylist([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)])
-        pq.write_table(table, raw / f"{split}.parquet")
-        (raw / f"{split}.csv").unlink()

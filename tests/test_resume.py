@@ -1,6 +1,9 @@
 """A training that was killed continues, and ends with the bits of one that never was."""
 
+import ctypes
 import json
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -8,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from steps import embedding, recipes, resuming
 from steps import training as library
-from tests.conftest import ROOT, SAMPLES, changed, softmax
-from tests.killing import PLACE, Training
+from tests.conftest import ROOT, sample, write_rows
+from tests.killing import PLACE, Training, forked, waited
+from tests.small import SAMPLES, changed, softmax
 
 pytestmark = pytest.mark.fault(1)
 RECIPES = [*SAMPLES, "softmax"]
@@ -142,6 +147,42 @@ def test_a_training_whose_memory_is_too_small_continues_with_parts_of_batches_an
         found.run()
     assert tries == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)]
     assert "out of memory: once more from the last checkpoint" in capsys.readouterr().err
+    assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
+
+
+class Confined(TrainerCallback):
+    """From step 2 on the kernel gives this process three quarters of the memory that a step took before."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_AS, (used("VmSize") + (used("VmPeak") - used("VmSize")) * 3 // 4,) * 2)
+
+
+def used(what: str) -> int:
+    """Bytes of this process's address space."""
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.fault(28)
+def test_a_training_that_the_kernel_refuses_memory_continues_with_parts_of_batches(small, monkeypatch, capfd):
+    """A step on 192 long texts takes some 400 MB, half of them half of that."""
+    settings = small("sts", batch_size=192, epochs=4)
+    settings = settings.model_copy(update={"contract": settings.contract.model_copy(update={"truncated": 1.0})})
+    header, *rows = sample("train", 1000)
+    texts = [" ".join(row[0] for row in rows[start:start + 12]) for start in range(386)]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    write_rows(Path("raw/train.csv"), [header, *([one, other, "1.0"] for one, other in pairs)])
+    found, follow = Training(monkeypatch, "sts", settings), library.follow
+    monkeypatch.setattr(library, "follow", lambda *given: (follow(*given), given[0].add_callback(Confined())))
+
+    def train() -> None:
+        ctypes.CDLL(None).mallopt(-3, 65536)        # what is freed is the kernel's again
+        found.run()
+
+    assert waited(forked(train)) == 0
+    said = capfd.readouterr()
+    assert "out of memory: once more from the last checkpoint" in said.err
+    assert "continues from the checkpoint of step 2 of 4" in said.out
     assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
 
 
