@@ -62,7 +62,9 @@ class Results:
                 self.rows[mark.args[0]][report.outcome] += 1
             if item.get_closest_marker("guard"):
                 self.guards.append((item.name, report.outcome))
-            PAGE.write_text(self.page(), encoding="utf-8")
+
+    def pytest_sessionfinish(self):
+        PAGE.write_text(self.page(), encoding="utf-8")
 
     def page(self) -> str:
         lines = ["# What can go wrong, and what then happens", "",
