@@ -21,6 +21,7 @@ GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
+NOT_KEPT = "ERROR: failed to transfer"
 # The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
 DVC = """
 import signal, sys
@@ -199,6 +200,11 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
             _running.discard(process)
         _end(process)
     if process.returncode == 0:
+        if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
+            if not folder:
+                forget(name)
+            raise StageFailed(f"{name} is done, but DVC's cache could not take its outputs: {lost[0]}; free some, then "
+                              "run the same command again")
         return outcome
     if _stopped.is_set():
         raise StageFailed(f"{name} was stopped")
@@ -212,14 +218,28 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
     raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
 
 
+def forget(name: str) -> None:
+    """Takes a stage out of dvc.lock, so that it runs again."""
+    with _repo().lock:
+        values = params.read(LOCK)
+        values["stages"].pop(name, None)
+        write_lock(values)
+
+
+def write_lock(values: dict) -> None:
+    from dvc.utils.serialize import dump_yaml
+
+    partial = LOCK.with_name(f".{LOCK.name}.partial")
+    dump_yaml(str(partial), values)
+    partial.replace(LOCK)
+
+
 @contextlib.contextmanager
 def lock_in_order(plan: list[Stage]) -> Iterator[None]:
     """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first.
 
     Stages that still run when something goes wrong are ended first.
     """
-    from dvc.utils.serialize import dump_yaml
-
     known = list(params.read(LOCK)["stages"]) if LOCK.exists() else []
     try:
         yield
@@ -233,9 +253,7 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
             order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
             values["stages"] = {name: stages[name] for name in order if name in stages}
             if list(values["stages"]) != list(stages):
-                partial = LOCK.with_name(f".{LOCK.name}.partial")
-                dump_yaml(str(partial), values)
-                partial.replace(LOCK)
+                write_lock(values)
 
 
 def mend() -> None:
