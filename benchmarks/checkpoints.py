@@ -2,8 +2,9 @@
 
 python -m benchmarks.checkpoints RECIPE [--repeats 3] [--epochs 1] [--seconds 60]
 
-Run where the recipe's prepared data and base model are (`dvc repro prepare@RECIPE`). Prints the seconds of each side,
-the number and size of checkpoints, the ratio, and whether both sides have the same weights.
+Run where the recipe's prepared data and base model are (`dvc repro prepare@RECIPE`). Prints the wall and CPU seconds of
+each side and their ratios, what saving itself took, the number and size of checkpoints, and whether both sides have the
+same weights.
 """
 
 import argparse
@@ -32,32 +33,38 @@ def main() -> None:
     recipe = project.recipe(options.recipe)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": options.epochs})})
     sides = {"none": 1e9, "kept": project.checkpoint_seconds if options.seconds is None else options.seconds}
-    commit, sizes = checkpoint.Checkpoints.commit, []
+    commit, sizes, saving = checkpoint.Checkpoints.commit, [], []
 
     def counted(self, number, write):
+        began = time.perf_counter()
         commit(self, number, write)
+        saving.append(time.perf_counter() - began)
         sizes.append(sum(path.stat().st_size for path in (self.folder / f"checkpoint-{number:08}").iterdir()))
 
     checkpoint.Checkpoints.commit = counted
-    ratios = []
+    ratios, of_cpu = [], []
     for repeat in range(options.repeats):
-        times, weights = {}, set()
+        times, worked, weights = {}, {}, set()
         for side in reversed(sides) if repeat % 2 else sides:
             sizes.clear()
+            saving.clear()
             with tempfile.TemporaryDirectory(dir=".evergreen") as room:
-                step.CHECKPOINTS = Path(room) / "checkpoints"
-                began = time.perf_counter()
+                checkpoint.PLACE = Path(room) / "checkpoints"
+                began, cpu = time.perf_counter(), time.process_time()
                 step.train(options.recipe, recipe, project.model_copy(update={"checkpoint_seconds": sides[side]}),
                            Path(f"data/prepared/{options.recipe}"), Path(room) / "model", Path(room) / "curves")
-                times[side] = time.perf_counter() - began
+                times[side], worked[side] = time.perf_counter() - began, time.process_time() - cpu
                 weights.add(sha256(Path(room) / "model/model.safetensors"))
                 shutil.rmtree(Path(room) / "checkpoints", ignore_errors=True)
+            if sizes:
+                print(f"{len(sizes)} checkpoints of {max(sizes) / 1e6:.0f} MB, saved in {sum(saving):.1f} s, "
+                      f"{sum(saving) / times[side]:.1%} of the training", flush=True)
         ratios.append(times["kept"] / times["none"])
-        print(f"none {times['none']:.1f} s, kept {times['kept']:.1f} s, ratio {ratios[-1]:.3f}, "
+        of_cpu.append(worked["kept"] / worked["none"])
+        print(f"none {times['none']:.1f} s, kept {times['kept']:.1f} s, ratio {ratios[-1]:.3f}; of CPU seconds "
+              f"{worked['none']:.1f}, {worked['kept']:.1f}, {of_cpu[-1]:.3f}; "
               f"{'the same' if len(weights) == 1 else 'OTHER'} weights", flush=True)
-    print(f"median ratio {median(ratios):.3f}")
-    if sizes:
-        print(f"last side with them: {len(sizes)} checkpoints of {max(sizes) / 1e6:.0f} MB")
+    print(f"median ratio {median(ratios):.3f}, of CPU seconds {median(of_cpu):.3f}")
 
 
 if __name__ == "__main__":

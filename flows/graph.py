@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import command, params, tracking
+from steps import checkpoint, command, params, tracking
 from steps.schema import InputError
 
 GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
+NOT_KEPT = "ERROR: failed to transfer"
 # The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
 DVC = """
 import signal, sys
@@ -111,8 +112,8 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     `dvc repro`; another copy may need another `python` and environment `variables`.
 
     A stage that was killed from outside has one more try, which continues from its checkpoint. What was restored is
-    compared with its digests before anyone reads it, and made anew where the cache was damaged. Raises InputError when
-    the step refused its input, StageFailed when it failed or was stopped.
+    compared with its digests before anyone reads it, and made anew where the cache was damaged. Checkpoints go when DVC
+    has what was trained. Raises InputError when the step refused its input, StageFailed when it failed or was stopped.
     """
     def once() -> str:
         return _reproduce(name, on_line, folder, options, python, variables)
@@ -128,6 +129,9 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
         outcome = once()
         if left := discard_damaged([name]):
             raise StageFailed("\n".join(left))
+    kind, _, recipe = name.partition("@")
+    if kind in ("train", "evaluate"):
+        shutil.rmtree((folder or Path()) / checkpoint.PLACE / recipe, ignore_errors=True)
     return outcome
 
 
@@ -168,7 +172,8 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
                variables: Mapping[str, str]) -> str:
     """The stage is a process group of its own, and every line it prints goes to `on_line` as it comes."""
     environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1", **variables}
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
+        checkpoint.DRIVEN: "yes", **variables}
     options = [*options] if folder else ["--single-item", *options]
     with _lock:
         if _stopped.is_set():
@@ -195,6 +200,11 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
             _running.discard(process)
         _end(process)
     if process.returncode == 0:
+        if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
+            if not folder:
+                forget(name)
+            raise StageFailed(f"{name} is done, but DVC's cache could not take its outputs: {lost[0]}; free some, then "
+                              "run the same command again")
         return outcome
     if _stopped.is_set():
         raise StageFailed(f"{name} was stopped")
@@ -208,14 +218,28 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
     raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
 
 
+def forget(name: str) -> None:
+    """Takes a stage out of dvc.lock, so that it runs again."""
+    with _repo().lock:
+        values = params.read(LOCK)
+        values["stages"].pop(name, None)
+        write_lock(values)
+
+
+def write_lock(values: dict) -> None:
+    from dvc.utils.serialize import dump_yaml
+
+    partial = LOCK.with_name(f".{LOCK.name}.partial")
+    dump_yaml(str(partial), values)
+    partial.replace(LOCK)
+
+
 @contextlib.contextmanager
 def lock_in_order(plan: list[Stage]) -> Iterator[None]:
     """Leaves dvc.lock's new entries in the order of the plan, as `dvc repro` does, whichever sibling is done first.
 
     Stages that still run when something goes wrong are ended first.
     """
-    from dvc.utils.serialize import dump_yaml
-
     known = list(params.read(LOCK)["stages"]) if LOCK.exists() else []
     try:
         yield
@@ -229,13 +253,15 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
             order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
             values["stages"] = {name: stages[name] for name in order if name in stages}
             if list(values["stages"]) != list(stages):
-                partial = LOCK.with_name(f".{LOCK.name}.partial")
-                dump_yaml(str(partial), values)
-                partial.replace(LOCK)
+                write_lock(values)
 
 
 def mend() -> None:
-    """Removes DVC's list of who reads and writes what where a kill -9 left it half written; nobody runs by then."""
+    """Removes what a kill -9 left half written of DVC's: files of its cache, its list of who reads and writes what."""
+    if left := [*Path(".dvc/cache/files/md5").glob("*/.*.tmp")]:
+        with _repo().lock:
+            for path in left:
+                path.unlink(missing_ok=True)
     try:
         json.loads(RWLOCK.read_text(encoding="utf-8"))
     except FileNotFoundError:

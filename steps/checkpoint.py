@@ -12,6 +12,8 @@ from pathlib import Path
 from steps.command import no_space
 from steps.provenance import digest, sha256
 
+PLACE = Path(".evergreen/checkpoints")      # outside the outputs, which DVC removes before a stage runs
+DRIVEN = "EVERGREEN_DRIVEN"     # set by a driver that clears the checkpoints itself, once DVC has the outputs
 MANIFEST = "manifest.json"
 KEPT = 2            # the older one is there for when the newer is damaged
 SHARE = 0.05        # of the time of training that saving may take: slow disks get fewer checkpoints

@@ -159,6 +159,8 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    of_run = found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
+    tracking.discard_models(found, run_id, {v.source for v in of_run})
     requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}"
                     for p in ("sentence-transformers", "transformers", "torch")]
     log = {"embedding": _log_encoder, "classification": _log_classifier}[kind]

@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from steps import command, params, provenance
 from steps.schema import InputError, Recipe
@@ -139,6 +142,17 @@ def close_lost_runs(found, recipe: str) -> None:
         # what a training is tagged with at its end tells one that was killed later, in its registration
         trained = "weights_sha256" in run.data.tags
         found.set_terminated(run.info.run_id, "FINISHED" if trained else "KILLED")
+
+
+def discard_models(found, run_id: str, used: Collection[str]) -> None:
+    """Removes what the run has of models but those `used`: their registration was killed before they had a version."""
+    of = found.get_run(run_id).info.experiment_id
+    for left in found.search_logged_models([of], f"source_run_id = '{run_id}'"):
+        if left.model_uri not in used:
+            found.delete_logged_model(left.model_id)
+            place = urlparse(left.artifact_location)
+            if place.scheme == "file":      # a server's files are for its `mlflow gc`
+                shutil.rmtree(Path(url2pathname(place.path)).parent, ignore_errors=True)
 
 
 def describe(found, run_id: str, settings: Recipe, project: params.Project, summary: dict) -> None:

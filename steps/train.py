@@ -18,8 +18,6 @@ from steps import checkpoint, command, params, provenance, recipes, seen, tracki
 from steps.provenance import sha256
 from steps.schema import Recipe
 
-CHECKPOINTS = Path(".evergreen/checkpoints")      # outside the outputs, which DVC removes before a stage runs
-
 
 def main(arguments: Sequence[str]) -> None:
     recipe, data, model, curves = arguments
@@ -45,9 +43,9 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
     with tracking.training_run(name, settings, project, summary) as run:
         def build(parts: int):
             trainer = kind.build_trainer(recipes.get(name), settings, project.seed, data, base_model,
-                                         CHECKPOINTS / name, run.log, parts)[0]
+                                         checkpoint.PLACE / name, run.log, parts)[0]
             trainer.checkpoints = checkpoint.Checkpoints(
-                CHECKPOINTS / name, project.checkpoint_seconds,
+                checkpoint.PLACE / name, project.checkpoint_seconds,
                 fingerprint(settings, project, data, base_model, hardware))
             return trainer
 
@@ -62,7 +60,8 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
         curves.mkdir(parents=True, exist_ok=True)
         write_csv(curves / "loss.csv", history.loss)
         write_csv(curves / "epochs.csv", history.epochs)
-        trainer.checkpoints.clear()
+        if checkpoint.DRIVEN not in os.environ:
+            trainer.checkpoints.clear()
         run.finish(sha256(model / "model.safetensors"), history.table(), hardware)
     print(history.table(), flush=True)
 

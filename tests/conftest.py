@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import cli
-from steps import command, params, provenance, recipes, tracking
+from steps import command, params, recipes, tracking
 from steps.contract import Findings
 from steps.schema import Contract
 
@@ -22,11 +22,19 @@ ROOT = Path(__file__).parent.parent
 OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="kill -9 of each recipe's training (make reliability: 20)")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
+    return new_user(tmp_path_factory.mktemp("home"))
+
+
+def new_user(home: Path) -> dict[str, str]:
     """The environment of a user with nothing set, a home of their own and git's name."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(OUR_VARIABLES)}
-    clean["HOME"] = str(tmp_path_factory.mktemp("home"))
+    clean["HOME"] = str(home)
     clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
     for who in ("AUTHOR", "COMMITTER"):
         clean |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
@@ -35,12 +43,15 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-bert")
+
+
+def make_tiny_model(folder: Path) -> Path:
     """A BERT of 2 layers and 32 dimensions with a vocabulary from the samples, random weights of a fixed seed."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
     words = BertWordPieceTokenizer(lowercase=True)
     words.train([str(p) for p in sorted((ROOT / "samples/appliances").glob("*.csv"))], vocab_size=800,
                 show_progress=False)
@@ -222,6 +233,15 @@ def finished(tmp_path_factory, tiny_model, environment) -> Project:
 
 
 @pytest.fixture
+def copy(finished, tmp_path) -> Project:
+    """The finished project with a registry that is still empty (MLflow keeps absolute paths)."""
+    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
+    for path in (folder / ".evergreen").glob("ml*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Project(folder, finished.environment)
+
+
+@pytest.fixture
 def inside(monkeypatch) -> Callable[[Project], None]:
     """inside(project): this process works in its folder and on its store, until the test ends."""
     for key, value in (command.QUIET | command.OFFLINE | {"MLFLOW_TRACKING_URI": "", "EVERGREEN_TRACKING": ""}).items():
@@ -260,15 +280,7 @@ def evergreen(inside, capsys) -> Callable[..., SimpleNamespace]:
     return run
 
 
-# Every recipe on a few rows, without the graph
-
-SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
-           "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}
-
-
-def changed(recipe, **train):
-    """The recipe with other settings of its training."""
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+# Every recipe on a few rows, without the graph: tests/small.py
 
 
 @pytest.fixture(scope="session")
@@ -280,43 +292,8 @@ def shipped() -> dict:
 @pytest.fixture
 def small(shipped, tmp_path, tiny_model, monkeypatch):
     """small("nli", ...) -> the entry of params.yaml on a few rows of its sample, with a tiny model."""
-    for lock in provenance.LOCKS:
-        shutil.copy(ROOT / lock, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+    from tests.small import few_rows
 
-    def make(name: str, **train):
-        raw = tmp_path / "raw"
-        raw.mkdir()
-        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
-        if name in ("tsdae", "mlm"):
-            for split in ("dev", "test"):
-                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
-        if name == "multilingual":
-            taught(raw, 32)
-        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
-        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
-                                           if k in type(shipped[name].train).model_fields})
-        return recipe.model_copy(update={
-            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
-            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
-    return make
-
-
-def taught(raw: Path, dimensions: int) -> None:
-    """Turns parallel CSV files into a teacher's data set, with random vectors of that many dimensions."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    draw = np.random.default_rng(0)
-    for split in ("train", "dev", "test"):
-        with open(raw / f"{split}.csv", encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        vectors = draw.normal(size=(len(rows), dimensions)).astype(np.float32).tolist()
-        table = pa.Table.from_pylist([{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)])
-        pq.write_table(table, raw / f"{split}.parquet")
-        (raw / f"{split}.csv").unlink()
+    return lambda name, **train: few_rows(shipped[name], name, tiny_model, **train)

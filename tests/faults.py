@@ -142,7 +142,8 @@ def killed_registrations(kills: int, seed: int) -> list[dict]:
         first, again = register.register("sts"), register.register("sts")
         found = tracking.client()
         runs = found.search_runs(["1"])
-        return {**look(), "same": first.number == again.number, "aliases": again.aliases,
+        stored = [path.name for path in Path(".evergreen/artifacts/sts/models").iterdir()]
+        return {**look(), "stored": len(stored), "same": first.number == again.number, "aliases": again.aliases,
                 "contents": len({v.tags["evaluation_sha256"] for v in found.search_model_versions("name = 'sts'")}),
                 "statuses": sorted({run.info.status for run in runs})}
     draw, found = random.Random(seed), []

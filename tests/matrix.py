@@ -25,7 +25,7 @@ ROWS = {
     10: ("kill -9 while DVC writes to its cache", "the next run is right"),
     11: ("an object in DVC's cache rots", "found before it is used, made anew"),
     12: ("two runs in one workspace", "the second stops within 10 s and names the first"),
-    13: ("schedules that overlap", "one runs"),
+    13: ("schedules that overlap: ten starts at once", "one runs, nine are told of it"),
     14: ("runner and flow killed together", "Crashed within 120 s"),
     15: ("a run died before the server was up", "a sweep finds it"),
     16: ("a run taken for dead that lives", "it cannot register"),
@@ -42,7 +42,7 @@ ROWS = {
          "stopped before the step is taken, rows of the batch named, nothing kept"),
     27: ("a source is unreachable, partial or changed", "retried, then named; checked before it is cached"),
     28: ("memory is too small; a step is killed", "one more try, from the checkpoint"),
-    29: ("the clock jumps", "no schedule lost or doubled"),
+    29: ("the clock jumps by an hour", "decisions keep their order; when a run starts is the scheduler's"),
     30: ("packages drift", "refused; the server starts from the lock"),
 }
 
@@ -62,7 +62,9 @@ class Results:
                 self.rows[mark.args[0]][report.outcome] += 1
             if item.get_closest_marker("guard"):
                 self.guards.append((item.name, report.outcome))
-            PAGE.write_text(self.page(), encoding="utf-8")
+
+    def pytest_sessionfinish(self):
+        PAGE.write_text(self.page(), encoding="utf-8")
 
     def page(self) -> str:
         lines = ["# What can go wrong, and what then happens", "",
@@ -81,7 +83,7 @@ class Results:
 
 def main() -> int:
     results = Results()
-    code = pytest.main(["-m", "fault or guard", "--durations=0", *sys.argv[1:]], plugins=[results])
+    code = pytest.main(["-m", "fault or guard", "--durations=0", "--kills=20", *sys.argv[1:]], plugins=[results])
     print(f"written to {PAGE}")
     return int(code)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from steps import checkpoint, params, train, training
-from tests.conftest import ROOT, changed
+from tests.conftest import ROOT
 from tests.killing import PLACE, Training
+from tests.small import changed
 
 WANTED = {"learning_rate": "0.1", "train.arrow": "ab" * 32}
 

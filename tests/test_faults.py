@@ -1,4 +1,4 @@
-"""Real signals, real processes and real rot: a kill -9, a polite stop, a second writer, a damaged cache object."""
+"""Real signals and real processes: a kill -9, a polite stop, a second writer; numbers that are not finite."""
 
 import contextlib
 import os
@@ -15,19 +15,10 @@ import pytest
 
 from flows import graph
 from steps import command, embedding, provenance, schema
-from tests.conftest import Project, digests
+from tests.conftest import Project
 from tests.killing import Training
+from tests.test_checkpoint import on_a_small_disk
 from tests.test_interruption import poll
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Project:
-    """The finished project, with no registry and the model to be trained anew, a checkpoint every moment."""
-    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
-    for path in (folder / ".evergreen").glob("ml*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return Project(folder, finished.environment)
-
 
 TRAIN = ("-m", "steps.train", "sts", "data/prepared/sts", "again", "curves")
 
@@ -142,57 +133,6 @@ def test_a_lock_is_free_when_its_holder_is_dead_and_different_outputs_have_diffe
         pass
 
 
-# The cache
-
-
-def flip(path: Path) -> None:
-    path.chmod(0o644)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    path.chmod(0o444)
-
-
-def cached(project: Project, path: Path) -> Path:
-    digest = graph.md5(path)
-    return project / f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}"
-
-
-@pytest.mark.fault(11)
-def test_a_restored_output_that_rotted_in_the_cache_is_made_anew(copy, inside):
-    """Without the check DVC copies the damaged weights and calls them up to date."""
-    inside(copy)
-    before = digests(copy.folder)
-    flip(cached(copy, copy / "models/sts/model.safetensors"))
-    shutil.rmtree(copy / "models/sts")
-    lines = []
-    assert graph.reproduce("train@sts", lines.append) == "ran"
-    assert any("models/sts: damaged in DVC's cache" in line for line in lines)
-    assert digests(copy.folder) == before
-    assert graph.discard_damaged(["train@sts"]) == []
-
-
-@pytest.mark.fault(11)
-def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
-    inside(copy)
-    flip(cached(copy, copy / "models/sts/model.safetensors"))
-    shutil.rmtree(copy / "models/sts")
-    copy.dvc("checkout", "models/sts")
-    done = evergreen("register", "sts")
-    assert done.code == 2
-    assert "models/sts: damaged in DVC's cache" in done.out
-    assert "train@sts, evaluate@sts would have to run again" in done.err
-
-
-@pytest.mark.fault(11)
-def test_a_sound_output_stays_though_its_object_rotted(copy, inside):
-    inside(copy)
-    before = digests(copy.folder)
-    flip(cached(copy, copy / "models/sts/model.safetensors"))
-    assert graph.discard_damaged(["train@sts"]) == []
-    assert digests(copy.folder) == before
-
-
 # Killed by the kernel
 
 
@@ -282,3 +222,28 @@ def test_a_full_database_is_named():
         database.execute("insert into t values (?)", ("x" * 100_000,))
     assert command.no_space(full.value)
     assert not command.no_space(sqlite3.OperationalError("database is locked"))
+
+
+STORE = """
+import os, pathlib, shutil
+from steps import command, register, registry, tracking
+os.symlink("disk", ".evergreen")
+found, room = tracking.client(), pathlib.Path("disk/filler")
+for left in (0, 20_000, 200_000):
+    room.write_bytes(b"0" * (shutil.disk_usage("disk").free - left))
+    assert command.status(lambda _: register.register("sts") and None, []) == 1, left
+    room.unlink()
+    assert not found.search_model_versions("name = 'sts'")
+assert register.register("sts").number == 1
+registry.verified(found, "sts", 1)
+"""
+
+
+@pytest.mark.fault(6)
+def test_a_registration_on_a_full_disk_says_so_leaves_no_version_and_ends_well_once_there_is_room(copy, inside):
+    """No byte for the database; room for a row of it and not for the model; for the model and not for all of it."""
+    inside(copy)
+    shutil.rmtree(copy / ".evergreen")
+    done = on_a_small_disk(copy.folder, 8_000_000 // 4096 * 4096, STORE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("error: no space left on the disk") == 3

@@ -67,6 +67,7 @@ CLOSED = {
 }
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("rule", CLOSED)
 def test_what_cannot_be_compared_soundly_is_held_by_name(rule):
     decision = gate.decide(replace(GOOD, **CLOSED[rule]), RULES)
@@ -79,6 +80,7 @@ def test_a_loss_that_cannot_be_trusted_is_held_and_not_rejected(change):
     assert gate.decide(replace(GOOD, **{"test": compared(-0.1, -0.15, -0.05), **change}), RULES).verdict == "hold"
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("bad", [NAN, float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", [
     {"registered": "challenger"}, {"registered": "champion"}, {"now": "challenger"}, {"now": "champion"},
@@ -89,6 +91,7 @@ def test_no_number_that_is_not_finite_passes(where, bad):
     assert decision.verdict == "hold" and "finite" in missed(decision)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("part", ["challenger", "champion", "gain"])
 @pytest.mark.parametrize("end", ["value", "low", "high"])
 def test_no_interval_with_nan_passes(part, end):
@@ -96,6 +99,7 @@ def test_no_interval_with_nan_passes(part, end):
     assert gate.decide(replace(GOOD, test=test), RULES).verdict == "hold"
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("side", ["challenger", "champion"])
 def test_a_registered_score_that_is_missing_is_held(side):
     decision = gate.decide(replace(GOOD, registered=GOOD.registered._replace(**{side: None})), RULES)

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from steps import checkpoint, command, embedding, resuming
 from steps import training as library
-from tests.conftest import changed
 from tests.killing import Training
+from tests.small import changed
 from tests.test_checkpoint import fill, flip, step_of
 
 pytestmark = pytest.mark.guard

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,6 @@ import pytest
 from tests.conftest import Project, sample, write_rows
 
 GONE = 30       # seconds until no process of an interrupted run is left
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Project:
-    """The finished project with a registry that is still empty (MLflow keeps absolute paths)."""
-    folder = shutil.copytree(finished.folder, tmp_path / "project", symlinks=True)
-    for path in (folder / ".evergreen").glob("ml*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return Project(folder, finished.environment)
 
 
 def poll(what, seconds: float):
@@ -145,7 +135,9 @@ def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
 
 
 @pytest.mark.fault(12)
-def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first(copy):
+@pytest.mark.fault(13)
+def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first_and_so_are_nine_more(copy, inside, evergreen):
+    inside(copy)
     copy.edit("seed", 7)
     with running(copy) as process:
         poll((copy / ".evergreen/run.pid").exists, 30)
@@ -153,6 +145,7 @@ def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first(copy):
         began = time.monotonic()
         second = copy.evergreen("run", "sts", check=False)
         assert time.monotonic() - began < 10
+        assert {evergreen("run", "sts").code for _ in range(9)} == {2}
         assert process.poll() is None
     assert second.returncode == 2
     assert f"process {process.pid}" in second.stderr

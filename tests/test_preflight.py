@@ -84,6 +84,7 @@ def test_metric_names_and_numbers_are_refused_before(here, key, value, said):
         params.load()
 
 
+@pytest.mark.fault(7)
 def test_a_model_whose_checkpoints_do_not_fit_the_disk_is_refused(here):
     """36 bytes a parameter: weights and two moments of AdamW, three times."""
     free = shutil.disk_usage(".").free

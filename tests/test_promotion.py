@@ -243,6 +243,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("rule", BROKEN)
 def test_a_gain_that_cannot_be_trusted_is_held_by_name(store, rule):
     registry.set_alias(store, "sts", BAD, "champion")

@@ -43,6 +43,7 @@ def unregistered(finished, tmp_path, environment) -> Project:
     return Project(tmp_path / "copy", environment)
 
 
+@pytest.mark.fault(22)
 def test_a_promotion_that_is_killed_leaves_the_old_or_the_new_champion_and_a_log_that_says_which(faults, folder):
     rounds = faults(folder, "killed_promotions", PROMOTIONS, 1)
     assert [r["code"] for r in rounds] == [-9] * PROMOTIONS
@@ -51,16 +52,18 @@ def test_a_promotion_that_is_killed_leaves_the_old_or_the_new_champion_and_a_log
     assert {r["now"] == r["to"] for r in rounds} == {True, False}, "both sides of the alias were hit"
 
 
+@pytest.mark.fault(19)
 def test_a_registration_that_is_killed_leaves_no_version_that_does_not_load_and_no_run_that_goes_on(
         faults, unregistered):
     *rounds, finish = faults(unregistered.folder, "killed_registrations", REGISTRATIONS, 1)
     assert [r["code"] for r in rounds] == [-9] * REGISTRATIONS
     assert [r for r in rounds if not r["versions"] == r["trusted"] == r["complete"]] == []
-    assert finish["versions"] == finish["trusted"] == finish["contents"]
+    assert finish["versions"] == finish["trusted"] == finish["contents"] == finish["stored"]
     assert finish["same"] and finish["aliases"] == ["challenger"]
     assert finish["statuses"] == ["FINISHED"]
 
 
+@pytest.mark.fault(23)
 def test_of_two_challengers_at_once_the_better_ends_in_charge_and_both_decisions_are_kept(faults, folder):
     for turn, found in enumerate(faults(folder, "races", RACES, 1), start=1):
         assert (found["champion"], found["problems"], found["codes"]) == (found["best"], [], [0, 0])
@@ -77,6 +80,7 @@ def everything_was_registered(said: dict) -> None:
     assert all(seen > 0 for _, seen in said["readers"])
 
 
+@pytest.mark.fault(21)
 def test_eight_writers_at_once_lose_no_version_and_readers_of_the_champion_can_load_it(faults, folder):
     everything_was_registered(faults(folder, "writers", WRITERS, EACH))
 
@@ -101,6 +105,7 @@ def test_a_model_with_a_pickle_is_not_registered(unregistered, inside, name, con
     assert registry.model(tracking.client(), "sts") == ({}, {})
 
 
+@pytest.mark.fault(25)
 def test_a_version_with_a_pickle_is_never_loaded_or_promoted_though_its_digest_is_right(found):
     number = shelf.put(found, b"\x80\x04\x95rest", "weights")
     for use in (lambda: registry.resolve(f"sts@{number}"), lambda: history.move(found, "sts", number, "", "promote")):
@@ -115,6 +120,7 @@ def test_mlflow_itself_loads_no_pickle(found, inside):
     assert not mlflow.environment_variables.MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get()
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("source", ["/nonexistent/model", "/etc"])
 def test_a_version_from_nowhere_is_never_loaded_or_promoted(found, source):
     """MLflow makes a version of any source and calls it ready."""
@@ -125,6 +131,7 @@ def test_a_version_from_nowhere_is_never_loaded_or_promoted(found, source):
             use()
 
 
+@pytest.mark.fault(25)
 def test_a_version_whose_files_are_gone_is_never_loaded_or_promoted(found):
     shelf.add(found)
     shutil.rmtree("shelf")
@@ -133,6 +140,7 @@ def test_a_version_whose_files_are_gone_is_never_loaded_or_promoted(found):
             use()
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_a_run_that_did_not_finish_gives_no_version(unregistered, inside, status):
     inside(unregistered)

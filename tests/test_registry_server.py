@@ -123,6 +123,7 @@ class Lossy:
             client.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
 
 
+@pytest.mark.fault(18)
 @pytest.mark.slow
 def test_where_the_answers_to_what_is_created_are_lost_there_is_one_run_and_one_version(
         finished, tmp_path, environment, inside, monkeypatch):

@@ -1,18 +1,27 @@
 """A training that was killed continues, and ends with the bits of one that never was."""
 
+import ctypes
+import itertools
 import json
+import re
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from steps import embedding, recipes, resuming
 from steps import training as library
-from tests.conftest import SAMPLES, changed
-from tests.killing import PLACE, Training
+from tests.conftest import ROOT, sample, write_rows
+from tests.killing import PLACE, Training, forked, waited
+from tests.small import SAMPLES, changed, softmax
 
 pytestmark = pytest.mark.fault(1)
+RECIPES = [*SAMPLES, "softmax"]
 
 
 @pytest.fixture
@@ -34,13 +43,30 @@ def test_every_recipe_ends_with_the_bits_of_one_that_was_not_killed(training, re
 
 
 def test_softmax_does_with_its_classifier(small, monkeypatch):
-    recipe = small("nli", loss="softmax", epochs=2)
-    recipe = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"train_rows": "pairs"})})
-    Path("raw/train_pairs.csv").rename("raw/train.csv")
-    found = Training(monkeypatch, "nli", recipe)
+    found = Training(monkeypatch, "nli", softmax(small("nli", epochs=2)))
     expected = found.run()
     found.killed_at(3, 5)
     assert found.run("killed") == expected
+
+
+@pytest.fixture(scope="session")
+def killed(environment, tmp_path_factory, pytestconfig) -> dict:
+    """{recipe: what came of kills -9 at random moments of its training}, in processes of their own."""
+    done = subprocess.run([sys.executable, "-m", "tests.killing", str(pytestconfig.getoption("kills")), "1", *RECIPES],
+                          cwd=tmp_path_factory.mktemp("killed"), capture_output=True, text=True, check=False,
+                          env=environment | {"PYTHONPATH": str(ROOT), "EVERGREEN_TRACKING": "none"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_kill_9_at_any_moment_costs_one_interval_at_most_and_no_bit(killed, pytestconfig, recipe):
+    """A checkpoint at every step: the step that was in hand, or whose checkpoint was, is taken again."""
+    found = killed[recipe]
+    assert found["kills"] == len(found["lost"]) == pytestconfig.getoption("kills")
+    assert max(found["lost"]) <= 1
+    assert found["results"] and all(result == found["expected"] for result in found["results"])
 
 
 @pytest.mark.parametrize("settings, steps", [
@@ -122,6 +148,42 @@ def test_a_training_whose_memory_is_too_small_continues_with_parts_of_batches_an
         found.run()
     assert tries == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)]
     assert "out of memory: once more from the last checkpoint" in capsys.readouterr().err
+    assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
+
+
+class Confined(TrainerCallback):
+    """From step 2 on the kernel gives this process three quarters of the memory that a step took before."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_AS, (used("VmSize") + (used("VmPeak") - used("VmSize")) * 3 // 4,) * 2)
+
+
+def used(what: str) -> int:
+    """Bytes of this process's address space."""
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.fault(28)
+def test_a_training_that_the_kernel_refuses_memory_continues_with_parts_of_batches(small, monkeypatch, capfd):
+    """A step on 192 pairs of long texts needs more than that, one on half of them does not."""
+    settings = small("sts", batch_size=192, epochs=4)
+    settings = settings.model_copy(update={"contract": settings.contract.model_copy(update={"truncated": 1.0})})
+    header, *rows = sample("train", 1000)
+    texts = [" ".join(row[0] for row in rows[start:start + 12]) for start in range(384)]
+    pairs = zip(texts[::2], texts[1::2], itertools.cycle("14"), strict=False)
+    write_rows(Path("raw/train.csv"), [header, *pairs])
+    found, follow = Training(monkeypatch, "sts", settings), library.follow
+    monkeypatch.setattr(library, "follow", lambda *given: (follow(*given), given[0].add_callback(Confined())))
+
+    def train() -> None:
+        ctypes.CDLL(None).mallopt(-3, 65536)        # what is freed is the kernel's again
+        found.run()
+
+    assert waited(forked(train)) == 0
+    said = capfd.readouterr()
+    assert "out of memory: once more from the last checkpoint" in said.err
+    assert "continues from the checkpoint of step 2 of 4" in said.out
     assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
 
 

@@ -11,7 +11,8 @@ from steps import batching, classification, embedding, params, prepare, recipes,
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, SAMPLES, changed, taught, write_rows
+from tests.conftest import ROOT, write_rows
+from tests.small import SAMPLES, changed, taught
 
 
 def history(selects_by: str, *evaluations: tuple) -> training.History:

@@ -1,0 +1,137 @@
+"""DVC's cache: an object that rots, a kill -9 while it is written, a disk that is full; what is used is sound."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from flows import graph
+from tests.conftest import Project, digests
+from tests.killing import forked, waited
+from tests.test_checkpoint import on_a_small_disk
+
+
+def flip(path: Path) -> None:
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def cached(project: Project, path: Path) -> Path:
+    digest = graph.md5(path)
+    return project / f".dvc/cache/files/md5/{digest[:2]}/{digest[2:]}"
+
+
+@pytest.mark.fault(11)
+def test_a_restored_output_that_rotted_in_the_cache_is_made_anew(copy, inside):
+    """Without the check DVC copies the damaged weights and calls them up to date."""
+    inside(copy)
+    before = digests(copy.folder)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    shutil.rmtree(copy / "models/sts")
+    lines = []
+    assert graph.reproduce("train@sts", lines.append) == "ran"
+    assert any("models/sts: damaged in DVC's cache" in line for line in lines)
+    assert digests(copy.folder) == before
+    assert graph.discard_damaged(["train@sts"]) == []
+
+
+@pytest.mark.fault(11)
+def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
+    inside(copy)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    shutil.rmtree(copy / "models/sts")
+    copy.dvc("checkout", "models/sts")
+    done = evergreen("register", "sts")
+    assert done.code == 2
+    assert "models/sts: damaged in DVC's cache" in done.out
+    assert "train@sts, evaluate@sts would have to run again" in done.err
+
+
+@pytest.mark.fault(11)
+def test_a_sound_output_stays_though_its_object_rotted(copy, inside):
+    inside(copy)
+    before = digests(copy.folder)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    assert graph.discard_damaged(["train@sts"]) == []
+    assert digests(copy.folder) == before
+
+
+def damaged(cache: Path) -> list[str]:
+    """Files of the cache that are not what their names say."""
+    return [str(path) for path in sorted(cache.glob("??/*"))
+            if graph.md5(path) != f"{path.parent.name}{path.name.removesuffix('.dir')}"]
+
+
+@pytest.mark.fault(10)
+def test_a_kill_while_the_cache_is_written_leaves_sound_objects_and_the_next_run_is_right(copy, inside):
+    """Killed before the first, the second and the last file of the model has its name in the cache."""
+    inside(copy)
+    before, cache = digests(copy.folder), copy / ".dvc/cache/files/md5"
+    files = [path for path in (copy / "models/sts").rglob("*") if path.is_file()]
+    for path in {cached(copy, path) for path in files} & {*cache.glob("??/*")}:
+        path.unlink()
+    shutil.rmtree(copy / ".dvc/cache/runs")
+    graph.forget("train@sts")
+
+    def commit(point: int) -> None:
+        from dvc.repo import Repo
+
+        replace, calls = os.replace, iter(range(1000))
+
+        def killed(source, target, **more):
+            if str(cache) in str(target) and next(calls) == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target, **more)
+
+        os.replace = killed
+        Repo(".").commit("train@sts", force=True)
+
+    for point in (0, 1, len(files) // 2):
+        assert waited(forked(lambda point=point: commit(point))) == -signal.SIGKILL
+        assert all(path.endswith(".tmp") for path in damaged(cache))
+    assert damaged(cache) != []
+    graph.mend()
+    assert damaged(cache) == []
+    assert graph.reproduce("train@sts", print) == "ran"
+    assert digests(copy.folder) == before
+    assert damaged(cache) == []
+
+
+FULL = """
+import os, pathlib, shutil, sys
+from flows import graph
+from steps import params
+cache, room = pathlib.Path(".dvc/cache"), pathlib.Path("disk/filler")
+shutil.copytree(cache, "disk/cache")
+shutil.rmtree(cache)
+os.symlink("../disk/cache", cache)
+before = params.read(pathlib.Path("dvc.lock"))
+free = shutil.disk_usage("disk").free
+room.write_bytes(b"0" * (free - 100_000))
+try:
+    graph.reproduce("train@sts", print)
+except graph.StageFailed as error:
+    assert "No space left on device" in str(error), error
+    print("refused:", str(error).splitlines()[-1])
+del before["stages"]["train@sts"]
+assert params.read(pathlib.Path("dvc.lock")) == before
+room.unlink()
+graph.mend()
+assert not [*pathlib.Path("disk/cache").rglob("*.tmp")]
+assert graph.reproduce("train@sts", print) == "ran"
+"""
+
+
+@pytest.mark.fault(6)
+def test_a_full_disk_under_the_cache_is_named_nothing_is_recorded_and_room_is_all_it_needs(copy, inside):
+    """DVC itself says so in a line, ends with 0 and records outputs that its cache has not."""
+    inside(copy)
+    copy.edit("seed", 7)
+    done = on_a_small_disk(copy.folder, 8_000_000 // 4096 * 4096, FULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused: " in done.stdout
