@@ -286,24 +286,32 @@ def small(shipped, tmp_path, tiny_model, monkeypatch):
     monkeypatch.setenv("EVERGREEN_TRACKING", "none")
 
     def make(name: str, **train):
-        raw = tmp_path / "raw"
-        raw.mkdir()
-        (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-        for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
-        if name in ("tsdae", "mlm"):
-            for split in ("dev", "test"):
-                write_rows(raw / f"suite/{split}.csv", sample(split, 24))
-        if name == "multilingual":
-            taught(raw, 32)
-        values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
-        recipe = changed(shipped[name], **{k: v for k, v in {**values, **train}.items()
-                                           if k in type(shipped[name].train).model_fields})
-        return recipe.model_copy(update={
-            "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
-            "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
+        few_rows(name, tmp_path / "raw")
+        return on_few_rows(shipped[name], tiny_model, **train)
     return make
+
+
+def few_rows(name: str, raw: Path) -> None:
+    """Writes the first rows of a recipe's sample."""
+    raw.mkdir()
+    (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
+    for path in (ROOT / "samples" / SAMPLES[name]).iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        (raw / path.name).write_text("".join(lines[:61 if name == "cola" else 25]), encoding="utf-8")
+    if name in ("tsdae", "mlm"):
+        for split in ("dev", "test"):
+            write_rows(raw / f"suite/{split}.csv", sample(split, 24))
+    if name == "multilingual":
+        taught(raw, 32)
+
+
+def on_few_rows(recipe, base_model: Path, **train):
+    """The entry of params.yaml for the rows in `raw`."""
+    plain = recipes.unlabelled(recipes.get(type(recipe).__module__.rpartition(".")[2]))
+    values = {"epochs": 1, "batch_size": 8, "mini_batch_size": 4, "learning_rate": 0.001, "precision": "fp32"}
+    recipe = changed(recipe, **{k: v for k, v in {**values, **train}.items() if k in type(recipe.train).model_fields})
+    return recipe.model_copy(update={"dataset": "raw", "suite": "raw/suite" if plain else "raw",
+                                     "base_model": str(base_model), "tasks": recipe.tasks if plain else {}})
 
 
 def taught(raw: Path, dimensions: int) -> None:

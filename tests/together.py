@@ -1,0 +1,96 @@
+"""Trainings by one process and by two ranks, forked from one that imported all -> what each saw and computed.
+
+python -m tests.together BASE_MODEL CASES       CASES is JSON: {folder: [recipe, settings of train, rows]}
+"""
+
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from steps import classification, embedding, params, prepare, ranks, recipes
+from tests.conftest import ROOT, few_rows, on_few_rows
+
+KINDS = {"embedding": embedding, "classification": classification}
+
+
+def forked(body: Callable[[], None], **environment: str) -> int:
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.environ |= environment
+        torch.set_num_threads(1)
+        body()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def together(count: int, body: Callable[[], None]) -> None:
+    """Runs the body in so many ranks; of one, in a process that is none."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    if count == 1:
+        children = [forked(body)]
+    else:
+        children = [forked(lambda: (ranks.join(), body()), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+                           LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+                           GLOO_SOCKET_IFNAME="lo") for rank in range(count)]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert statuses == [0] * count, statuses
+
+
+def epoch(name: str, settings, out: Path) -> None:
+    """Trains -> of each batch the rows that are here, of each step the gradient that is used, and the curves."""
+    trainer, history = KINDS[settings.kind].build_trainer(
+        recipes.get(name), settings, 42, Path("data"), Path(settings.base_model), Path("scratch"), lambda *_: None)
+    trainer.args.logging_steps = 1
+    rows, seen, gradients, clip = [str(row) for row in trainer.train_dataset], [], [], trainer._clip_grad_norm
+    collate = type(trainer.data_collator).__call__
+
+    class Noting(type(trainer.data_collator)):
+        def __call__(self, batch):
+            seen.append([rows.index(str(row)) for row in batch if str(row) in rows])
+            return collate(self, batch)
+
+    def note(model):
+        norm = clip(model)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.trained().parameters() if p.grad is not None]))
+        return norm
+
+    trainer.data_collator.__class__, trainer._clip_grad_norm = Noting, note
+    trainer.run(None)
+    np.savez(out, gradients=torch.stack(gradients).numpy(), seen=json.dumps([batch for batch in seen if batch]),
+             losses=[row["loss"] for row in history.loss], curves=json.dumps(history.epochs))
+
+
+def main(base_model: str, cases: dict[str, list]) -> None:
+    shipped, home = params.load(ROOT / "params.yaml").recipes, Path.cwd()
+    for folder, (name, train, rows) in cases.items():
+        settings = on_few_rows(shipped[name], Path(base_model), **train)
+        settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update={"limit": rows})})
+
+        def get_ready(name=name, settings=settings) -> None:
+            few_rows(name, Path("raw"))
+            prepare.prepare(recipes.get(name), settings, Path("data"))
+
+        (home / folder).mkdir()
+        os.chdir(home / folder)
+        together(1, get_ready)
+        for count in (1, 2):
+            together(count, lambda name=name, settings=settings, count=count: epoch(
+                name, settings, Path(f"{count}-{ranks.rank()}.npz")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))
