@@ -33,8 +33,9 @@ def start(arguments: Sequence[str], train: Train, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // train.processes))
     if train.nodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")       # nothing of one machine's ranks goes over its network
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    scratch = SCRATCH / Path(arguments[2]).name
+    scratch = SCRATCH / f"{Path(arguments[2]).name}-{os.environ.get('NODE_RANK', 0)}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         run.run(run.get_args_parser().parse_args([
@@ -46,6 +47,11 @@ def start(arguments: Sequence[str], train: Train, threads: int) -> None:
         end(error.failures)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def writes(arguments: Sequence[str]) -> bool:
+    """Whether this process stands for the training: it is no rank, and on the first of several nodes."""
+    return arguments[:1] != [RANK] and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def rendezvous(nodes: int) -> list[str]:

@@ -167,4 +167,4 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    command.main(main, writer=sys.argv[1:2] != [launching.RANK])
+    command.main(main, writer=launching.writes(sys.argv[1:]))

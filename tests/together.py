@@ -78,7 +78,8 @@ def main(base_model: str, cases: dict[str, list]) -> None:
     shipped, home = params.load(ROOT / "params.yaml").recipes, Path.cwd()
     for folder, (name, train, rows) in cases.items():
         settings = on_few_rows(shipped[name], Path(base_model), **train)
-        settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update={"limit": rows})})
+        fewer = {"limit": rows} | ({"held_out": 0.1} if name in ("tsdae", "mlm") else {})
+        settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update=fewer)})
 
         def get_ready(name=name, settings=settings) -> None:
             few_rows(name, Path("raw"))
