@@ -105,8 +105,7 @@ class Trainer(Resumable, SentenceTransformerTrainer):
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, valid_label_columns=None, generator=None, seed=0):
         keys = self.keys if dataset is self.train_dataset else None
-        batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed,
-                                                keys=keys)
+        batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed, keys)
         if dataset is self.train_dataset:
             self.batches = self.data_collator.batches = batches
         return batches

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from steps import command
 from steps.schema import InputError, Train
 
 RANK = "--rank"         # the first argument of a process that torchrun started
@@ -84,10 +85,10 @@ def end(failures: dict) -> None:
     refused = [f for f in failures.values() if f.exitcode == 2]
     killed = [(rank, f) for rank, f in failures.items()
               if f.exitcode < 0 and f.exitcode != -signal.SIGTERM and f.timestamp - began < SOON]
-    failed = sorted((os.stat(f.error_file).st_mtime_ns, rank, f) for rank, f in failures.items()
-                    if f.exitcode > 0 and os.path.exists(f.error_file))
+    failed = sorted((Path(f.error_file).stat().st_mtime_ns if Path(f.error_file).exists() else 0, rank, f)
+                    for rank, f in failures.items() if f.exitcode == 1)
     if refused:
-        raise InputError(refused[0].message["message"].removeprefix("InputError: "))
+        raise InputError(said(refused[0])["message"].removeprefix("InputError: "))
     if killed:
         rank, failure = killed[0]
         print(f"error: rank {rank} (process {failure.pid}) was killed by {failure.signal_name()}, as happens where "
@@ -95,10 +96,20 @@ def end(failures: dict) -> None:
         sys.exit(128 - failure.exitcode)
     if failed:
         _, rank, failure = failed[0]
-        print(f"{failure.message['extraInfo']['py_callstack']}\nerror: rank {rank} failed: "
-              f"{failure.message['message']}; the other ranks were ended", file=sys.stderr, flush=True)
+        told = said(failure)
+        if command.no_space(error := RuntimeError(told["message"])):
+            raise error
+        print(f"{told['extraInfo']['py_callstack']}\nerror: rank {rank} failed: {told['message']}; the other ranks were "
+              "ended", file=sys.stderr, flush=True)
         sys.exit(1)
     raise KeyboardInterrupt
+
+
+def said(failure) -> dict:
+    """What a rank left of its error; one that ended before it was a rank has told it by itself."""
+    if isinstance(failure.message, dict):
+        return failure.message
+    return {"message": f"it ended with {failure.exitcode} before it began", "extraInfo": {"py_callstack": ""}}
 
 
 def as_rank(body: Callable[[], None]) -> None:
