@@ -99,8 +99,8 @@ def end(failures: dict) -> None:
         told = said(failure)
         if command.no_space(error := RuntimeError(told["message"])):
             raise error
-        print(f"{told['extraInfo']['py_callstack']}\nerror: rank {rank} failed: {told['message']}; the other ranks were "
-              "ended", file=sys.stderr, flush=True)
+        print(f"{told['extraInfo']['py_callstack']}\nerror: rank {rank} failed: {told['message']}; the other ranks "
+              "were ended", file=sys.stderr, flush=True)
         sys.exit(1)
     raise KeyboardInterrupt
 
