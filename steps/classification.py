@@ -94,8 +94,11 @@ class Trainer(Resumable, LibraryTrainer):
         weights = None if self.weights is None else self.weights.to(outputs.logits.device)
         loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, weight=weights)
         if rows is not None:        # of several ranks, each with some of them
-            mine = ranks.rows_of(ranks.rank(), rows)
-            loss = loss * ranks.share(mine if weights is None or not mine else float(weights[labels].sum()))
+            count = ranks.rows_of(ranks.rank(), rows)
+            if weights is not None:
+                count = float(weights[labels].sum()) if count else 0.0
+                rows, = ranks.total(count)
+            loss = loss * ranks.share(count, rows)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:

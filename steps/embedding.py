@@ -133,8 +133,11 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         if hasattr(self.loss, "rows"):
             self.loss.rows = rows
             return self.compute_loss(self.model, inputs) if self.caches() else model(inputs)
-        mine = ranks.rows_of(ranks.rank(), rows)
-        return model(inputs) * ranks.share(float(self.counted(inputs)) if mine and self.counted else mine)
+        count = ranks.rows_of(ranks.rank(), rows)
+        if self.counted:
+            count = float(self.counted(inputs)) if count else 0.0
+            rows, = ranks.total(count)
+        return model(inputs) * ranks.share(count, rows)
 
 
 def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,

@@ -32,7 +32,7 @@ def start(arguments: Sequence[str], train: Train, threads: int) -> None:
     where = rendezvous(train.nodes)
     enough_devices(train.processes)
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // train.processes))
-    if train.nodes == 1:
+    if train.nodes == 1 and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")       # nothing of one machine's ranks goes over its network
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)

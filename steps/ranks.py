@@ -60,9 +60,9 @@ def rows_of(which: int, rows: int) -> int:
     return len(range(which, rows, world()))
 
 
-def share(count: float) -> float:
-    """What to multiply a mean over `count` things by, so that the mean over ranks is that over all their things."""
-    return world() * count / total(count)[0]
+def share(count: float, whole: float) -> float:
+    """What to multiply a mean over `count` things by, so that the mean over ranks is that over the whole of them."""
+    return world() * count / whole
 
 
 class _Gather(torch.autograd.Function):
