@@ -35,7 +35,7 @@ def start(arguments: Sequence[str], train: Train, threads: int) -> None:
     if train.nodes == 1 and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")       # nothing of one machine's ranks goes over its network
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable()       # of torchrun; what ends a rank is said below, once
     scratch = SCRATCH / f"{Path(arguments[2]).name}-{os.environ.get('NODE_RANK', 0)}"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
