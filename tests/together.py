@@ -1,10 +1,13 @@
 """Trainings by one process and by two ranks, forked from one that imported all -> what each saw and computed.
 
-python -m tests.together BASE_MODEL CASES       CASES is JSON: {folder: [recipe, settings of train, rows]}
+python -m tests.together BASE_MODEL CASES       CASES is JSON: {folder: [recipe, settings of train, rows, ...]}
+Of a case with further numbers, two ranks are killed at those steps and continue; else an epoch is compared.
 """
 
 import json
 import os
+import shutil
+import signal
 import socket
 import sys
 import traceback
@@ -14,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steps import classification, embedding, params, prepare, ranks, recipes
+from steps import checkpoint, classification, embedding, params, prepare, provenance, ranks, recipes, training
+from steps import train as step
+from steps.provenance import sha256
 from tests.conftest import ROOT, few_rows, on_few_rows
+from tests.killing import Kill
 
 KINDS = {"embedding": embedding, "classification": classification}
 
@@ -35,8 +41,8 @@ def forked(body: Callable[[], None], **environment: str) -> int:
         os._exit(code)
 
 
-def together(count: int, body: Callable[[], None]) -> None:
-    """Runs the body in so many ranks; of one, in a process that is none."""
+def together(count: int, body: Callable[[], None], status: int = 0) -> None:
+    """Runs the body in so many ranks, which end so; of one, in a process that is none."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -47,7 +53,7 @@ def together(count: int, body: Callable[[], None]) -> None:
                            LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
                            GLOO_SOCKET_IFNAME="lo") for rank in range(count)]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert statuses == [0] * count, statuses
+    assert statuses == [status] * count, statuses
 
 
 def epoch(name: str, settings, out: Path) -> None:
@@ -74,9 +80,34 @@ def epoch(name: str, settings, out: Path) -> None:
              losses=[row["loss"] for row in history.loss], curves=json.dumps(history.epochs))
 
 
+def killed_and_not(name: str, settings, kills: list[int]) -> dict[str, list[str]]:
+    """{training: the sha256 of its weights and curves}, of two ranks that nobody touched and two that were killed."""
+    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1, "checkpoint_seconds": 0.0})
+    checkpoint.SHARE, follow, found = 1e9, training.follow, {}
+    for lock in provenance.LOCKS:
+        shutil.copy(ROOT / lock, ".")
+
+    def train(model: str, kill_at: int | None = None) -> None:
+        def and_kill(trainer, history):
+            follow(trainer, history)
+            trainer.add_callback(Kill({kill_at}, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+        training.follow = and_kill
+        step.train(name, settings, project, Path("data"), Path(model), Path(f"curves-{model}"))
+
+    for model, steps in (("whole", []), ("killed", kills)):
+        for kill_at in steps:
+            together(2, lambda model=model, kill_at=kill_at: train(model, kill_at), -signal.SIGKILL)
+            assert checkpoint.committed(Path(".evergreen/checkpoints") / name)
+        together(2, lambda model=model: train(model))
+        curves = sorted(Path(f"curves-{model}").iterdir())
+        found[model] = [sha256(path) for path in (Path(model) / "model.safetensors", *curves)]
+    return found
+
+
 def main(base_model: str, cases: dict[str, list]) -> None:
     shipped, home = params.load(ROOT / "params.yaml").recipes, Path.cwd()
-    for folder, (name, train, rows) in cases.items():
+    for folder, (name, train, rows, *kills) in cases.items():
         settings = on_few_rows(shipped[name], Path(base_model), **train)
         fewer = {"limit": rows} | ({"held_out": 0.1} if name in ("tsdae", "mlm") else {})
         settings = settings.model_copy(update={"prepare": settings.prepare.model_copy(update=fewer)})
@@ -88,7 +119,9 @@ def main(base_model: str, cases: dict[str, list]) -> None:
         (home / folder).mkdir()
         os.chdir(home / folder)
         together(1, get_ready)
-        for count in (1, 2):
+        if kills:
+            Path("sha256.json").write_text(json.dumps(killed_and_not(name, settings, kills)), encoding="utf-8")
+        for count in () if kills else (1, 2):
             together(count, lambda name=name, settings=settings, count=count: epoch(
                 name, settings, Path(f"{count}-{ranks.rank()}.npz")))
 
