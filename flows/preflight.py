@@ -24,14 +24,18 @@ CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 def check(names: Iterable[str], project: params.Project) -> None:
     """Raises InputError naming all that is wrong; prints what each training will need."""
-    problems, room = list(device_problems()), memory()
+    problems, room, cards = list(device_problems()), memory(), visible_cards()
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for look in (columns, licences) for problem in look(name, settings, project)]
         if (model := model_folder(settings.base_model, project)) is None:
             continue
         count, free = parameters(model), shutil.disk_usage(".").free
-        disk, batch = CHECKPOINTS * 12 * count, 16 * count + activations(model, settings)
+        here = 1 if cards else settings.train.processes     # that share this memory
+        disk, batch = CHECKPOINTS * 12 * count, here * (16 * count + activations(model, settings))
+        if cards and settings.train.processes > cards:
+            problems.append(f"{name}: train.processes = {settings.train.processes}, one GPU each, and there are "
+                            f"{cards}; set it to {cards}")
         print(f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
               f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {room / 1e9:.1f})", flush=True)
         if disk > free:
@@ -101,11 +105,12 @@ def parameters(model: Path) -> int:
 
 
 def activations(model: Path, settings: Recipe) -> int:
-    """Bytes that the layers keep of a batch for its gradient."""
+    """Bytes that the layers keep of one process's part of a batch for its gradient."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     hidden, layers, heads = (next((config[k] for k in keys if k in config), 0) for keys in (
         ("hidden_size", "dim"), ("num_hidden_layers", "n_layers"), ("num_attention_heads", "n_heads")))
-    length, rows = settings.prepare.max_length, settings.train.batch_size
+    length = settings.prepare.max_length
+    rows = settings.train.batch_size // (settings.train.processes * settings.train.nodes)
     if getattr(settings.train, "loss", None) == "cached":
         rows = min(rows, settings.train.mini_batch_size)
     texts = len(type(settings.prepare.columns).model_fields) if settings.kind == "embedding" else 1
@@ -129,6 +134,12 @@ def device_problems() -> Iterator[str]:
     wrong = [number for number in asked.split(",") if number.isdigit() and int(number) >= len(cards)]
     if cards and wrong:
         yield f"CUDA_VISIBLE_DEVICES names GPU {wrong[0]}; this machine has {len(cards)}, counted from 0: correct it"
+
+
+def visible_cards() -> int:
+    """How many GPUs training can use."""
+    cards, asked = _cards(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(cards) if asked is None or not cards else len([n for n in asked.split(",") if n.strip()])
 
 
 def _cards() -> list[int]:

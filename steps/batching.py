@@ -1,5 +1,6 @@
 """Tokenized Arrow files -> batches of similar length, padded no further than their longest text."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -147,18 +148,16 @@ class LengthGroupedBatches:
     few that find none are left out of the epoch.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, grouping: int, seed: int, drop_last: bool = False,
-                 keys: np.ndarray | None = None):
+    def __init__(self, lengths: np.ndarray, batch_size: int, grouping: int, seed: int, keys: np.ndarray | None = None):
         self.lengths, self.batch_size, self.grouping = lengths, batch_size, grouping
-        self.seed, self.drop_last, self.keys = seed, drop_last, keys
+        self.seed, self.keys = seed, keys
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
@@ -167,8 +166,6 @@ class LengthGroupedBatches:
         chunks = (order[start:start + together] for start in range(0, len(order), together))
         chunks = (chunk[np.argsort(-self.lengths[chunk], kind="stable")].tolist() for chunk in chunks)
         batches = list(self._distinct(chunks) if self.keys is not None else self._cut(chunks))
-        if self.drop_last:
-            batches = [b for b in batches if len(b) == self.batch_size]
         random.shuffle(batches)
         yield from batches
 

@@ -20,7 +20,7 @@ from transformers import (
 from transformers import Trainer as LibraryTrainer
 from transformers.utils import logging as transformers_logging
 
-from steps import batching, losses, schema, training
+from steps import batching, losses, ranks, schema, training
 from steps.resuming import Resumable
 from steps.schema import InputError
 
@@ -86,13 +86,19 @@ class Trainer(Resumable, LibraryTrainer):
         loader = torch.utils.data.DataLoader(self.train_dataset, batch_sampler=self.batches,
                                              collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory)
         self.accelerator.even_batches = False
-        return self.accelerator.prepare(loader)
+        return self.prepared(loader)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs.pop("labels")
+        labels, rows = inputs.pop("labels"), inputs.pop("rows", None)
         outputs = model(**inputs)
         weights = None if self.weights is None else self.weights.to(outputs.logits.device)
         loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, weight=weights)
+        if rows is not None:        # of several ranks, each with some of them
+            count = ranks.rows_of(ranks.rank(), rows)
+            if weights is not None:
+                count = float(weights[labels].sum()) if count else 0.0
+                rows, = ranks.total(count)
+            loss = loss * ranks.share(count, rows)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -106,7 +112,7 @@ class Trainer(Resumable, LibraryTrainer):
                              "lower train.learning_rate or mend the data")
         loss = torch.nn.functional.cross_entropy(torch.as_tensor(logits), torch.as_tensor(labels),
                                                  weight=self.weights)
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in {**scores, "loss": float(loss)}.items()}
+        metrics = ranks.agreed({f"{metric_key_prefix}_{k}": v for k, v in {**scores, "loss": float(loss)}.items()})
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -55,13 +55,16 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def main(body: Callable[[Sequence[str]], None], offline: bool = True) -> None:
-    """Runs a step's body on its arguments. Exit status: 0 done, 1 a full disk, 2 bad input, 130 interrupted."""
+def main(body: Callable[[Sequence[str]], None], offline: bool = True, writer: bool = True) -> None:
+    """Runs a step's body on its arguments. Exit status: 0 done, 1 a full disk, 2 bad input, 130 interrupted.
+
+    One that is no `writer` holds no lock of its own: the process that started it does.
+    """
     quiet(offline)
     die_with_parent()
 
     def alone(arguments: Sequence[str]) -> None:
-        with only_writer(arguments):
+        with only_writer(arguments if writer else ()):
             body(arguments)
 
     run(alone)

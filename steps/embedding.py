@@ -1,7 +1,7 @@
 """Tokenized texts and a base model -> a trained sentence encoder, and vectors from one."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +16,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from steps import batching, recipes, schema, training
+from steps import batching, ranks, recipes, schema, training
 from steps.resuming import Resumable
 from steps.schema import InputError
 
@@ -91,10 +91,13 @@ class DevScores(BaseEvaluator):
 
 
 class Trainer(Resumable, SentenceTransformerTrainer):
-    """The library's trainer, fed with batches of similar length."""
+    """The library's trainer, fed with batches of similar length.
 
-    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, **kwargs):
-        self.length_grouping, self.keys = length_grouping, keys
+    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows.
+    """
+
+    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, counted: Callable | None, **kwargs):
+        self.length_grouping, self.keys, self.counted = length_grouping, keys, counted
         super().__init__(*args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict):
@@ -102,11 +105,39 @@ class Trainer(Resumable, SentenceTransformerTrainer):
 
     def get_batch_sampler(self, dataset, batch_size, drop_last, valid_label_columns=None, generator=None, seed=0):
         keys = self.keys if dataset is self.train_dataset else None
-        batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed,
-                                                drop_last, keys)
+        batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed, keys)
         if dataset is self.train_dataset:
             self.batches = self.data_collator.batches = batches
         return batches
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        self.accelerator.even_batches = False
+        return self.prepared(self._build_dataloader(self.train_dataset, self.args.train_batch_size, "train"))
+
+    def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+        if ranks.world() == 1 or self.eval_dataset is None:
+            return super().get_eval_dataloader(eval_dataset)
+        return self._build_dataloader(self.eval_dataset, self.args.eval_batch_size, "eval")     # the whole, on each
+
+    def _wrap_model(self, model, training=True, dataloader=None) -> torch.nn.Module:
+        """The library would wrap the model alone; a loss may have weights of its own, or use the model's by itself."""
+        if ranks.world() == 1 or not training:
+            return super()._wrap_model(model, training, dataloader)
+        self.accelerator.prepare_model(self.model, evaluation_mode=True)        # its precision, and no wrapper
+        return ranks.wrapped(self.trained(), lambda inputs: self.compute_loss(self.model, inputs))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model is self.model:
+            return super().compute_loss(model, inputs, return_outputs)
+        rows = inputs.pop("rows")
+        if hasattr(self.loss, "rows"):
+            self.loss.rows = rows
+            return self.compute_loss(self.model, inputs) if self.caches() else model(inputs)
+        count = ranks.rows_of(ranks.rank(), rows)
+        if self.counted:
+            count = float(self.counted(inputs)) if count else 0.0
+            rows, = ranks.total(count)
+        return model(inputs) * ranks.share(count, rows)
 
 
 def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,
@@ -130,6 +161,7 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
+        counted=getattr(recipe, "counted", None),
         model=model, train_dataset=train_set, eval_dataset=unseen,
         loss=recipe.loss(model, smaller or chosen, train_set),
         args=SentenceTransformerTrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch)),

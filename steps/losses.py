@@ -4,8 +4,40 @@ from collections.abc import Sequence
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
+
+from steps import ranks
+
+
+class SharedNegatives(MultipleNegativesRankingLoss):
+    """The library's loss, in which every text of the whole batch is a negative, on whichever rank it is.
+
+    Its own way to gather, gather_across_devices, needs as many rows on each rank; the last batch of an epoch has not.
+    `rows` are those of the whole batch.
+    """
+
+    rows = 0
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
+        if ranks.world() > 1 and torch.is_grad_enabled():      # on dev every rank has the whole batch
+            embeddings = [ranks.gathered(column, self.rows) for column in embeddings]
+        return super().compute_loss_from_embeddings(embeddings, labels)
+
+
+class CachedSharedNegatives(CachedMultipleNegativesRankingLoss):
+    """The same over mini batches."""
+
+    rows = 0
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Tensor | None = None, **how) -> Tensor:
+        if ranks.world() > 1 and torch.is_grad_enabled():
+            reps = [[ranks.gathered(torch.cat(column), self.rows)] for column in reps]
+        return super().calculate_loss(reps, labels, **how)
 
 
 class MaskedLanguageModelLoss(nn.Module):

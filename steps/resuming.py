@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from steps import ranks
 from steps.checkpoint import Checkpoints
 from steps.schema import InputError
 
@@ -35,6 +37,7 @@ class Resumable:
     parts = 1
     by_rows = True          # whether a batch may be cut into parts; else the loss computes them
     asked = False           # to stop
+    agreed = (False, False)     # of several ranks, as of the last step: to stop, to leave a checkpoint
 
     def run(self, checkpoint: Path | None) -> None:
         """Trains to the end, from the checkpoint on where there is one; the model has the best weights on dev then."""
@@ -42,6 +45,8 @@ class Resumable:
             self.history.restore(json.loads((checkpoint / STATE).read_text(encoding="utf-8")),
                                  load_file(checkpoint / BEST) if (checkpoint / BEST).exists() else None)
             self.args.eval_on_start = False
+        elif not ranks.first():
+            torch.manual_seed(self.args.seed + ranks.rank())    # other dropout on other rows
         with self.listening():
             if self.history.exhausted():
                 self.model.load_state_dict(self.history.best)
@@ -57,17 +62,33 @@ class Resumable:
         return torch.nn.ModuleDict(parts)
 
     def _save_checkpoint(self, model, trial) -> None:
-        self.checkpoints.commit(self.state.global_step, self.write)
-        if self.asked:
+        states = ranks.everyones({} if ranks.first() else self.random_state())
+        if ranks.first():
+            self.checkpoints.commit(self.state.global_step, lambda folder: self.write(folder, states))
+        ranks.agreed(None)      # that it is committed, before one of them ends
+        if self.agreed[0] if ranks.world() > 1 else self.asked:
             raise KeyboardInterrupt
 
-    def write(self, folder: Path) -> None:
+    def wants_checkpoint(self) -> bool:
+        """Whether one is due or we are asked to stop; of several ranks, as all of them know since the last step."""
+        return any(self.agreed) if ranks.world() > 1 else self.asked or self.checkpoints.due()
+
+    def random_state(self) -> dict[str, bytes]:
+        """What a rank that does not write has for a checkpoint: {file name: content}."""
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.checkpoints.folder, prefix=".rank") as folder:
+            self._save_rng_state(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    def write(self, folder: Path, states: list[dict[str, bytes]]) -> None:
         save_model(self.trained(), str(folder / WEIGHTS))
         if self.history.best is not None:
             save_file(self.history.best, folder / BEST)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        for name, content in itertools.chain(*(state.items() for state in states)):
+            (folder / name).write_bytes(content)
         self.state.save_to_json(str(folder / "trainer_state.json"))
         (folder / STATE).write_text(json.dumps(self.history.state()), encoding="utf-8")
 
@@ -81,6 +102,18 @@ class Resumable:
         epoch, steps = self.history.place       # an epoch may have fewer batches than the library counts
         return epoch, steps * self.args.gradient_accumulation_steps
 
+    # Several ranks
+
+    def caches(self) -> bool:
+        """Whether the loss computes its gradients by itself, which no wrapper can average."""
+        return getattr(getattr(self, "loss", None), "uses_gradient_cache", False)
+
+    def prepared(self, loader):
+        """The library's loader for training; of several ranks, one of this rank's rows of every batch."""
+        if ranks.world() == 1:
+            return self.accelerator.prepare(loader)
+        return ranks.sharded(loader, self.batches)
+
     # What is not finite
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -88,6 +121,11 @@ class Resumable:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self.in_parts(model, inputs)
+        if ranks.world() > 1:
+            due = ranks.first() and self.checkpoints is not None and self.checkpoints.due()
+            summed, stop, save = ranks.total(float(loss), self.asked, due)
+            self.agreed = stop > 0, save > 0
+            loss = torch.full_like(loss, summed / ranks.world())
         if not math.isfinite(loss):
             raise self.refused(f"the loss is {float(loss)}")
         return loss
@@ -108,7 +146,9 @@ class Resumable:
         return loss
 
     def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
+        if ranks.world() > 1 and self.caches():
+            ranks.average(self.trained().parameters())
+        norm = super()._clip_grad_norm(self.model)      # what wraps it holds the loss's weights too
         if not math.isfinite(norm):
             raise self.refused(f"the gradient's norm is {float(norm)}")
         return norm

@@ -106,11 +106,16 @@ class Contract(Strict):
 class Train(Strict):
     """What every training has: patience is in evaluations, length_grouping in batches.
 
+    batch_size is that of all processes together: each of the `processes` on each of the `nodes` computes an equal share
+    of every batch, so that their number changes no loss.
+
     gradient_accumulation adds up the gradients of so many batches before a step. It makes no batch larger to a
     contrastive loss: an anchor still sees the negatives of its own batch alone.
     """
 
     epochs: Positive
+    processes: Positive                             # on each node, one GPU each where there are any
+    nodes: Positive
     batch_size: Positive
     gradient_accumulation: Positive
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -124,6 +129,16 @@ class Train(Strict):
     evaluations: Positive                           # on dev, in each epoch
     metric: str
     patience: Positive
+
+    @model_validator(mode="after")
+    def _every_process_has_an_equal_share(self):
+        size, ranks = self.batch_size, self.processes * self.nodes
+        if left := size % ranks:
+            choices = " or ".join(str(n) for n in (size - left, size - left + ranks) if n)
+            raise ValueError(f"batch_size {size} is that of all processes together and cannot be divided by processes "
+                             f"{self.processes} x nodes {self.nodes} = {ranks}: set batch_size to {choices}, or change "
+                             "processes")
+        return self
 
 
 class EmbeddingTrain(Train):

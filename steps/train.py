@@ -1,6 +1,6 @@
 """Tokenized splits and a base model -> a trained model with its curves.
 
-python -m steps.train RECIPE DATA MODEL CURVES
+python -m steps.train [--rank] RECIPE DATA MODEL CURVES
 """
 
 import csv
@@ -9,47 +9,64 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from steps import checkpoint, command, params, provenance, recipes, seen, tracking
+from steps import checkpoint, command, launching, params, provenance, recipes, seen, tracking
 from steps.provenance import sha256
-from steps.schema import Recipe
+from steps.schema import InputError, Recipe
 
 
 def main(arguments: Sequence[str]) -> None:
-    recipe, data, model, curves = arguments
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")      # on several the batch would silently grow with them
+    is_rank = arguments[0] == launching.RANK
+    recipe, data, model, curves = arguments[is_rank:]
     project = params.load()
     settings = project.recipe(recipe)
-    train(recipe, settings, project, Path(data), Path(model), Path(curves))
+
+    def body() -> None:
+        train(recipe, settings, project, Path(data), Path(model), Path(curves))
+
+    if is_rank:
+        launching.as_rank(body)
+    elif settings.train.processes * settings.train.nodes > 1:
+        launching.start(arguments, settings.train, project.threads)
+    else:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")      # of several, the library would use each by halves
+        body()
 
 
 def train(name: str, settings: Recipe, project: params.Project, data: Path, model: Path,
           curves: Path) -> None:
-    """Writes the model with its lineage.json, loss.csv (by step) and epochs.csv (by epoch, with dev scores)."""
+    """Writes the model with its lineage.json, loss.csv (by step) and epochs.csv (by epoch, with dev scores).
+
+    Of several ranks, the first does.
+    """
     import torch
 
-    from steps import training
+    from steps import ranks, training
 
     provenance.check_environment()
-    torch.set_num_threads(project.threads)
+    torch.set_num_threads(max(1, project.threads // settings.train.processes))
     kind = importlib.import_module(f"steps.{settings.kind}")
     base_model = Path(settings.base_model)
     summary = json.loads((data / "summary.json").read_text(encoding="utf-8"))
     hardware = training.hardware(settings.train.precision)
-    with tracking.training_run(name, settings, project, summary) as run:
+    tracked = tracking.training_run(name, settings, project, summary) if ranks.first() else nullcontext(tracking.Run())
+    with tracked as run:
         def build(parts: int):
             trainer = kind.build_trainer(recipes.get(name), settings, project.seed, data, base_model,
                                          checkpoint.PLACE / name, run.log, parts)[0]
             trainer.checkpoints = checkpoint.Checkpoints(
                 checkpoint.PLACE / name, project.checkpoint_seconds,
-                fingerprint(settings, project, data, base_model, hardware))
+                agreed(lambda: fingerprint(settings, project, data, base_model, hardware)))
             return trainer
 
         trainer = fit(build)
+        if not ranks.first():
+            return
         trained, history = trainer.model, trainer.history
         lineage = {"recipe": name, "base_model": parent(base_model), "dataset": summary["source"],
                    "vocabulary_sha256": provenance.digest(trained.tokenizer.get_vocab())}
@@ -69,18 +86,23 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
 def fit(build: Callable):
     """The trainer that `build(parts)` made, trained: from the newest checkpoint on, to the bits that a training
     without an interruption has. Where memory is too small, once more with each batch computed in two parts."""
-    from steps import resuming
+    from steps import ranks, resuming
 
     parts = 1
     while True:
         trainer = build(parts)
-        at = trainer.checkpoints.newest()
+        at = ranks.agreed(trainer.checkpoints.newest() if ranks.first() else None)
+        if at and not at.exists():
+            raise InputError(f"{at} is not on this node: with train.nodes above 1 they share the project's folder")
         if at and (parts := max(parts, resuming.parts(at))) != trainer.parts:
             trainer = build(parts)
         try:
             trainer.run(at)
             return trainer
         except Exception as error:
+            if ranks.world() > 1 and resuming.out_of_memory(error):
+                raise InputError(f"rank {ranks.rank()} is out of memory ({error}): raise train.processes, or lower "
+                                 "train.batch_size and raise train.gradient_accumulation") from None
             if parts > 1 or not resuming.out_of_memory(error):
                 raise
         del trainer
@@ -88,6 +110,19 @@ def fit(build: Callable):
         parts = 2
         checkpoint.say("out of memory: once more from the last checkpoint, with each batch computed in two parts; the "
                        "model will say so, for its bits are not those of one whose batches fit")
+
+
+def agreed(take: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """The fingerprint that one rank of each node takes. Raises InputError where the nodes differ in it."""
+    from steps import ranks
+
+    mine = take() if int(os.environ.get("LOCAL_RANK", "0")) == 0 or ranks.world() == 1 else None
+    of_nodes = [found for found in ranks.everyones(mine) if found]
+    for other in of_nodes[1:]:
+        if lines := checkpoint.difference(of_nodes[0], other):
+            raise InputError("two nodes would not train the same; give them one commit, one data set and the same "
+                             "hardware (was: the first node, is: another):\n" + "\n".join(lines))
+    return of_nodes[0]
 
 
 def fingerprint(settings: Recipe, project: params.Project, data: Path, base_model: Path,
@@ -131,4 +166,4 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    command.main(main)
+    command.main(main, writer=launching.writes(sys.argv[1:]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
-from steps import schema
+from steps import ranks, schema
 
 HEARTBEAT = 5.0     # seconds between lines of progress
 LOWER_IS_BETTER = ("loss",)
@@ -54,7 +54,7 @@ class History(TrainerCallback):
         parts = round(args.num_train_epochs) * self.evaluations
         self.marks = {round(state.max_steps * part / parts) for part in range(1, parts + 1)}
         if self.first:
-            print(f"continues from the checkpoint of step {self.first} of {state.max_steps}", flush=True)
+            say(f"continues from the checkpoint of step {self.first} of {state.max_steps}")
             self.trainer._tr_loss.fill_(self.running[0])
             self.trainer._globalstep_last_logged = self.running[1]
 
@@ -68,8 +68,8 @@ class History(TrainerCallback):
         if now - self.printed >= HEARTBEAT:
             self.printed = now
             left = (now - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-            print(f"training {state.global_step}/{state.max_steps} steps "
-                  f"({state.global_step / state.max_steps:.0%}), {left:.0f} s left", flush=True)
+            say(f"training {state.global_step}/{state.max_steps} steps ({state.global_step / state.max_steps:.0%}), "
+                f"{left:.0f} s left")
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.place = (self.place[0] + 1, 0)
@@ -80,7 +80,7 @@ class History(TrainerCallback):
             model.load_state_dict(self.best)
 
     def save_if_due(self, control) -> None:
-        if self.trainer and self.trainer.checkpoints and (self.trainer.asked or self.trainer.checkpoints.due()):
+        if self.trainer and self.trainer.checkpoints and self.trainer.wants_checkpoint():
             control.should_save = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -100,7 +100,7 @@ class History(TrainerCallback):
         self.seconds.append(now - self.epoch_began)
         self.epoch_began = now
         self.log_evaluation(row)
-        if row["step"] and self.kept() is row:
+        if row["step"] and self.kept() is row and ranks.first():
             self.best = {k: v.detach().to("cpu", copy=True) for k, v in kwargs["model"].state_dict().items()}
         if self.exhausted():
             control.should_training_stop = True
@@ -145,6 +145,11 @@ class History(TrainerCallback):
         return "\n".join(lines)
 
 
+def say(text: str) -> None:
+    if ranks.first():
+        print(text, flush=True)
+
+
 def bf16(precision: str) -> bool:
     """Whether to compute in bf16: asked for, or `auto` on hardware with bf16 matrix units."""
     if precision != "auto":
@@ -187,6 +192,7 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_drop_last": ranks.world() > 1,      # else the library warns; our batches are never dropped
     }
 
 

@@ -47,8 +47,8 @@ def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def batches(lengths: np.ndarray, size: int, seed: int, epoch: int, drop_last: bool = False) -> list[list[int]]:
-    sampler = LengthGroupedBatches(lengths, size, GROUPING, seed, drop_last)
+def batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[list[int]]:
+    sampler = LengthGroupedBatches(lengths, size, GROUPING, seed)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -67,9 +67,6 @@ def test_every_batch_is_full_but_one_with_the_rest(lengths, size, seed):
     found = batches(lengths, size, seed, 0)
     assert sorted(map(len, found), reverse=True) == [size] * full + [rest] * (rest > 0)
     assert len(LengthGroupedBatches(lengths, size, GROUPING, seed)) == len(found)
-    dropped = batches(lengths, size, seed, 0, drop_last=True)
-    assert [len(batch) for batch in dropped] == [size] * full
-    assert len(LengthGroupedBatches(lengths, size, GROUPING, seed, drop_last=True)) == full
 
 
 @settings(deadline=None)

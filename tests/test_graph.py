@@ -79,6 +79,8 @@ def test_a_parameter_makes_those_stages_stale_that_read_it(copy, key, value, exp
     ("steps/train.py", ["train@sts"]),
     ("steps/training.py", ["train@sts"]),
     ("steps/resuming.py", ["train@sts"]),
+    ("steps/ranks.py", ["train@sts"]),
+    ("steps/launching.py", ["train@sts"]),
     ("steps/checkpoint.py", ["train@sts"]),
     ("steps/embedding.py", ["train@sts", "evaluate@sts"]),
     ("steps/classification.py", []),

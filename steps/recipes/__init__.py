@@ -16,6 +16,7 @@ and what it needs of:
     columns(prepare)            the columns of train's files, where they are not `prepare.columns`
     held_out(row, prepare)      a row of dev or test, where it is not the task's own `example`
     collator(tokenizer, settings, seed)     rows of a batch -> tensors, other than batching.Collator
+    counted(batch)              how many things the loss of a batch is a mean over, where those are not its rows
     in_parts(train, parts)      the settings of the same loss with less in memory, where a batch's rows belong together
     check(base_model)           InputError where the base model cannot be trained so
 """

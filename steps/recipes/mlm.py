@@ -47,6 +47,11 @@ def check(base_model: Path) -> None:
                          "choose a base_model of the kind bert, roberta, mpnet or distilbert")
 
 
+def counted(batch) -> int:
+    """The masked tokens."""
+    return (batch["label"] != -100).sum()
+
+
 def loss(model, train: Train, rows):
     from steps import losses
 

@@ -92,14 +92,16 @@ def in_parts(train: Train, parts: int) -> Train | None:
 
 
 def loss(model, train: Train, rows):
-    from sentence_transformers.sentence_transformer import losses
+    from sentence_transformers.sentence_transformer.losses import SoftmaxLoss, TripletLoss
+
+    from steps import losses
 
     match train.loss:
         case "multiple_negatives":
-            return losses.MultipleNegativesRankingLoss(model)
+            return losses.SharedNegatives(model)
         case "cached":
-            return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=train.mini_batch_size)
+            return losses.CachedSharedNegatives(model, mini_batch_size=train.mini_batch_size)
         case "triplet":
-            return losses.TripletLoss(model)
+            return TripletLoss(model)
         case "softmax":
-            return losses.SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=len(LABELS))
+            return SoftmaxLoss(model, model.get_embedding_dimension(), num_labels=len(LABELS))

@@ -40,6 +40,11 @@ def check(base_model: Path) -> None:
                          "sentences with; choose a base_model of the kind bert, roberta, xlm-roberta or electra")
 
 
+def counted(batch) -> int:
+    """The original's tokens but the first."""
+    return batch["text_attention_mask"][:, 1:].sum()
+
+
 def loss(model, train: sentences.Train, rows):
     """Cross entropy of the original's words, given the vector of what noise left of it. Inputs: noised, original."""
     import logging
