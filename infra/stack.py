@@ -1,0 +1,320 @@
+"""The production stack on one machine: PostgreSQL, Prefect, MLflow, DVC's remote, a worker of each pool.
+
+python -m infra.stack up|down
+
+All state is in .stack/. The environment may say HOST (127.0.0.1), POSTGRES_PORT, PREFECT_PORT, MLFLOW_PORT, SFTP_PORT
+(each a free one) and EVERGREEN_WEBHOOK (nobody is told). A second `up` starts what does not run and leaves the rest.
+"""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from infra import databases, keys
+from infra.processes import Part, wait
+from steps import command
+from steps.schema import InputError
+
+STACK = Path(".stack")
+POOLS = {"cpu": None, "gpu": 1}         # runs at once; the worker of a GPU trains one model at a time
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NEEDED = {"psycopg2": "psycopg2-binary", "flask_wtf": "mlflow[auth]", "dvc_ssh": "dvc-ssh"}
+
+
+class Stack:
+    """Where everything is; the parts in the order in which they start."""
+
+    def __init__(self):
+        self.folder = STACK.absolute()
+        self.secrets = self.folder / "secrets"
+        self.host = os.environ.get("HOST", "127.0.0.1")
+        self.here = "127.0.0.1" if self.host in ("0.0.0.0", "localhost") else self.host     # as clients here call it
+        self.postgres = Part(self.folder, "postgres", signal.SIGINT)    # SIGTERM would wait for who is connected
+        self.servers = {name: Part(self.folder, name) for name in ("prefect", "mlflow", "sftp")}
+        self.workers = {pool: Part(self.folder, f"worker-{pool}") for pool in POOLS}
+        self.ports: dict[str, int] = {}
+
+    def parts(self) -> list[Part]:
+        return [self.postgres, *self.servers.values(), *self.workers.values()]
+
+    def choose_ports(self) -> None:
+        """Those of the environment, else those of before, else free ones; kept, so that addresses stay."""
+        kept = self.folder / "ports.json"
+        before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        for part in (self.postgres, *self.servers.values()):
+            wanted = os.environ.get(f"{part.name.upper()}_PORT") or before.get(part.name)
+            with socket.socket() as found:
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if not part.leader():
+                    try:
+                        found.bind((self.here, int(wanted or 0)))
+                    except (OSError, ValueError, OverflowError) as error:
+                        raise InputError(f"port {wanted} for {part.name} cannot be had ({error}); say another one: "
+                                         f"{part.name.upper()}_PORT=... make stack") from None
+                    wanted = found.getsockname()[1]
+            self.ports[part.name] = int(wanted)
+        kept.write_text(json.dumps(self.ports), encoding="utf-8")
+
+    def url(self, name: str) -> str:
+        return f"http://{self.here}:{self.ports[name]}"
+
+    def environment(self) -> dict[str, str]:
+        """What a client of the stack has in its environment; a secret stands there as its file."""
+        return {"PREFECT_API_URL": f"{self.url('prefect')}/api",
+                "PREFECT_API_AUTH_STRING": f"{keys.USER}:$(cat '{self.secrets}/password')",
+                "MLFLOW_TRACKING_URI": self.url("mlflow"),
+                "MLFLOW_TRACKING_USERNAME": keys.USER,
+                "MLFLOW_TRACKING_PASSWORD": f"$(cat '{self.secrets}/password')",
+                "DVC_SYSTEM_CONFIG_DIR": f"{self.folder}/dvc"}      # the lowest: a project's own remote goes before
+
+    def client(self) -> dict[str, str]:
+        """The same with the secrets read."""
+        password = keys.read(self.secrets, "password")
+        said = f"$(cat '{self.secrets}/password')"
+        return {**os.environ, **command.QUIET, **{k: v.replace(said, password) for k, v in self.environment().items()}}
+
+    def prefect_api(self, path: str, body: dict | None = None):
+        return ask(f"{self.url('prefect')}/api/{path}", keys.read(self.secrets, "password"), body)
+
+
+def ask(url: str, password: str | None = None, body: dict | None = None):
+    """The JSON, or None, that a server answers; its status is in the OSError that is raised for a refusal."""
+    headers = {"Content-Type": "application/json"}
+    if password:
+        headers["Authorization"] = "Basic " + base64.b64encode(f"{keys.USER}:{password}".encode()).decode()
+    request = urllib.request.Request(url, json.dumps(body).encode() if body is not None else None, headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+        text = answer.read()
+    return json.loads(text) if text[:1] in (b"{", b"[") else None
+
+
+def up() -> None:
+    stack = Stack()
+    programs = check(stack)
+    stack.folder.mkdir(exist_ok=True, mode=0o711)
+    with command.only_one(stack.folder / "up", "this stack"):
+        keys.make(stack.secrets)
+        keys.read(stack.secrets, "password")
+        stack.choose_ports()
+        if all([start_postgres(stack, programs), start_servers(stack), start_workers(stack)]):
+            say("the stack already runs")
+        write_environment(stack)
+        deploy(stack)
+    say(f"""
+Prefect     {stack.url('prefect')}
+MLflow      {stack.url('mlflow')}
+            sign in as {keys.USER}; the password is in {STACK}/secrets/password
+PostgreSQL  127.0.0.1:{stack.ports['postgres']}
+DVC remote  sftp://{stack.here}:{stack.ports['sftp']}, its files in {STACK}/sftp
+workers     {', '.join(f'{pool} in {STACK}/workers/{pool}' for pool in POOLS)}
+logs        {STACK}/logs
+
+To use it from a shell:  . {STACK}/env
+To stop it:              make stack-down""")
+
+
+def check(stack: Stack) -> dict[str, str]:
+    """The programs of PostgreSQL; raises InputError for all that would stop the stack from starting."""
+    places = os.pathsep.join([os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1])])
+    programs = {name: shutil.which(name, path=places) for name in ("initdb", "postgres")}
+    if not all(programs.values()):
+        raise InputError("PostgreSQL is not installed; on Debian and Ubuntu: apt-get install postgresql")
+    import importlib.util
+
+    if missing := [package for module, package in NEEDED.items() if not importlib.util.find_spec(module)]:
+        raise InputError(f"{', '.join(missing)} is not installed; make setup")
+    if stack.host not in LOOPBACK:
+        if not (stack.secrets / "password").exists():
+            raise InputError(f"HOST={stack.host} is an address that others reach, and there is no password yet; write "
+                             f"one of at least {keys.SHORTEST} characters to {STACK}/secrets/password (mode 600), or "
+                             "have one made by a first make stack without HOST")
+        say(f"note: {stack.host} speaks plain HTTP; put a proxy with TLS before it where the network is not yours")
+    if command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") is None:
+        raise InputError("the workers are clones of the last commit, and there is none here; first: git commit")
+    if os.getuid() == 0:
+        drop_to_postgres(stack.folder)
+    return {name: str(Path(found).resolve()) for name, found in programs.items() if found}
+
+
+def command_output(*words: str, cwd: Path | None = None) -> str | None:
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def drop_to_postgres(folder: Path) -> dict:
+    """PostgreSQL refuses to run as root, so it gets the user that its package made, who must reach its folder."""
+    if os.getuid() != 0:
+        return {}
+    import pwd
+
+    try:
+        pwd.getpwnam("postgres")
+    except KeyError:
+        raise InputError("PostgreSQL does not run as root, and there is no user postgres; "
+                         "run make stack as another user") from None
+    for above in folder.parents:
+        if not above.stat().st_mode & 0o001:
+            raise InputError(f"PostgreSQL does not run as root, and its user postgres cannot enter {above}; run "
+                             f"make stack as another user, or let it in: chmod o+x {above}")
+    return {"user": "postgres", "group": "postgres", "extra_groups": []}
+
+
+def start_postgres(stack: Stack, programs: dict[str, str]) -> bool:
+    """Says whether it ran already. The folder is initialised under another name, so a half one is never used."""
+    if stack.postgres.leader():
+        return True
+    who, data, half = drop_to_postgres(stack.folder), stack.folder / "postgres", stack.folder / "postgres.new"
+    clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    if not data.exists():
+        say("PostgreSQL: making its cluster")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(mode=0o700)
+        keys.write(half / "password", keys.read(stack.secrets, "postgres").encode())
+        for path in (half, half / "password"):
+            if who:
+                shutil.chown(path, "postgres", "postgres")
+        subprocess.run([programs["initdb"], "--pgdata", half / "data", "--username", "postgres", "--encoding", "UTF8",
+                        "--auth", "scram-sha-256", "--pwfile", half / "password"], check=True, env=clean, cwd=half,
+                       stdout=subprocess.DEVNULL, **who)
+        (half / "password").unlink()
+        half.rename(data)
+    address = f"127.0.0.1:{stack.ports['postgres']}"
+    stack.postgres.start([programs["postgres"], "-D", str(data / "data"), "-p", str(stack.ports["postgres"]),
+                          "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
+                          "-c", "max_connections=200"], clean, cwd=data, **who)
+    ready(stack.postgres, "PostgreSQL", address, lambda: databases.make(address, stack.secrets) is None)
+    return False
+
+
+def start_servers(stack: Stack) -> bool:
+    """Prefect, MLflow and the SFTP server side by side. Says whether all ran already."""
+    def health(name: str) -> bool:
+        ask(f"{stack.url(name)}/{'api/health' if name == 'prefect' else 'health'}")
+        return True
+
+    checks = {"prefect": lambda: health("prefect"), "mlflow": lambda: health("mlflow"),
+              "sftp": lambda: not socket.create_connection((stack.here, stack.ports["sftp"]), 5).close()}
+    started = [name for name, part in stack.servers.items() if not part.leader()]
+    for name in started:
+        stack.servers[name].start(
+            [sys.executable, "-m", "infra.serve", name, "--host", stack.host, "--port", str(stack.ports[name]),
+             "--database", f"127.0.0.1:{stack.ports['postgres']}", "--secrets", str(stack.secrets),
+             "--data", str(stack.folder / name)], dict(os.environ))
+    for name, part in stack.servers.items():
+        ready(part, name, stack.url(name) if name != "sftp" else f"{stack.here}:{stack.ports[name]}", checks[name],
+              quiet=name not in started)
+    refuse_open_doors(stack)
+    return not started
+
+
+def refuse_open_doors(stack: Stack) -> None:
+    """Ends the servers if one of them answers who did not say who they are."""
+    for name, path in (("prefect", "api/admin/version"), ("mlflow", "api/2.0/mlflow/users/current")):
+        try:
+            ask(f"{stack.url(name)}/{path}")
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                continue
+        for part in stack.parts()[::-1]:
+            part.stop()
+        raise RuntimeError(f"{name} did not refuse a request without a password; the stack was stopped")
+
+
+def start_workers(stack: Stack) -> bool:
+    """Each in a clone at HEAD with a cache of its own; one that is idle follows HEAD. Says whether all ran already."""
+    (stack.folder / "dvc").mkdir(exist_ok=True)
+    (stack.folder / "dvc/config").write_text(
+        f"[core]\n    remote = stack\n['remote \"stack\"']\n    url = ssh://{stack.here}:{stack.ports['sftp']}/store\n"
+        f"    user = {keys.USER}\n    keyfile = {stack.secrets}/dvc_key\n", encoding="utf-8")
+    head, ran = command_output("git", "rev-parse", "HEAD"), True
+    for pool, limit in POOLS.items():
+        try:
+            stack.prefect_api("work_pools/", {"name": pool, "type": "process", "concurrency_limit": limit})
+        except urllib.error.HTTPError as error:
+            if error.code != 409:       # it is there
+                raise
+        part, clone = stack.workers[pool], stack.folder / "workers" / pool
+        if not (clone / ".git").exists():
+            shutil.rmtree(clone, ignore_errors=True)
+            subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+        if leader := part.leader():
+            if command_output("git", "rev-parse", "HEAD", cwd=clone) == head:
+                continue
+            if leader.children():
+                say(f"worker {pool}: works, and stays at its commit; make stack again when it is done")
+                continue
+            part.stop()
+        ran = False
+        subprocess.run(["git", "fetch", "--quiet", "origin", head], cwd=clone, check=True)
+        subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", head], cwd=clone, check=True)
+        part.start([sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
+                    "--name", f"{pool}-here"], stack.client() | {
+            "PYTHONPATH": str(clone), "PREFECT_HOME": str(stack.folder / "prefect-workers" / pool),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}, cwd=clone)
+        began = utc_now()
+        ready(part, f"worker {pool}", f"at commit {head[:7]}", lambda pool=pool, began=began: any(
+            worker["last_heartbeat_time"] > began
+            for worker in stack.prefect_api(f"work_pools/{pool}/workers/filter", {})))
+    return ran
+
+
+def utc_now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat()
+
+
+def deploy(stack: Stack) -> None:
+    """What runs on the stack: deployments of params.yaml and notifications, both brought up to date."""
+    evergreen = [sys.executable, "-m", "flows.cli"]
+    if "deploy" in (command_output(*evergreen, "--help") or ""):
+        subprocess.run([*evergreen, "deploy"], env=stack.client(), check=True)
+    if os.environ.get("EVERGREEN_WEBHOOK"):
+        subprocess.run([sys.executable, "-m", "flows.notifications"], env=stack.client(), check=True)
+
+
+def write_environment(stack: Stack) -> None:
+    (stack.folder / "env").write_text("".join(
+        f'export {name}="{value}"\n' for name, value in stack.environment().items()), encoding="utf-8")
+
+
+def ready(part: Part, name: str, where: str, check, quiet: bool = False) -> None:
+    seconds = wait(name, check, part)
+    if not quiet:
+        say(f"{name}: ready after {seconds:.0f} s, {where}")
+
+
+def down() -> None:
+    """Ends what `up` started, last first, and leaves the data."""
+    stack = Stack()
+    ended = [part.name for part in stack.parts()[::-1] if part.stop()]
+    say(f"stopped: {', '.join(ended)}; the data stay in {STACK}" if ended else "the stack does not run")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in (["up"], ["down"]):
+        raise InputError("say up or down: python -m infra.stack up")
+    try:
+        {"up": up, "down": down}[arguments[0]]()
+    except (TimeoutError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    command.unblock()
+    sys.exit(command.status(main, sys.argv[1:]))
