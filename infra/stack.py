@@ -236,11 +236,8 @@ def start_workers(stack: Stack) -> bool:
         f"    user = {keys.USER}\n    keyfile = {stack.secrets}/dvc_key\n", encoding="utf-8")
     head, ran = command_output("git", "rev-parse", "HEAD"), True
     for pool, limit in POOLS.items():
-        try:
+        if pool not in (known["name"] for known in stack.prefect_api("work_pools/filter", {})):
             stack.prefect_api("work_pools/", {"name": pool, "type": "process", "concurrency_limit": limit})
-        except urllib.error.HTTPError as error:
-            if error.code != 409:       # it is there
-                raise
         part, clone = stack.workers[pool], stack.folder / "workers" / pool
         if not (clone / ".git").exists():
             shutil.rmtree(clone, ignore_errors=True)
@@ -257,7 +254,7 @@ def start_workers(stack: Stack) -> bool:
         subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", head], cwd=clone, check=True)
         part.start([sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
                     "--name", f"{pool}-here"], stack.client() | {
-            "PYTHONPATH": str(clone), "PREFECT_HOME": str(stack.folder / "prefect-workers" / pool),
+            "PYTHONPATH": str(clone), "PREFECT_HOME": str(clone / ".evergreen/prefect"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}, cwd=clone)
         began = utc_now()
