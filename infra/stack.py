@@ -7,6 +7,7 @@ All state is in .stack/. The environment may say HOST (127.0.0.1), POSTGRES_PORT
 """
 
 import base64
+import importlib.util
 import json
 import os
 import shutil
@@ -16,9 +17,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
-from infra import databases, keys
+from infra import databases, keys, postgres
 from infra.processes import Part, wait
 from steps import command
 from steps.schema import InputError
@@ -42,13 +45,21 @@ class Stack:
         self.workers = {pool: Part(self.folder, f"worker-{pool}") for pool in POOLS}
         self.ports: dict[str, int] = {}
 
-    def parts(self) -> list[Part]:
-        return [self.postgres, *self.servers.values(), *self.workers.values()]
+    def stop(self) -> list[str]:
+        """Ends all parts, those that need others first; the names of those that ran."""
+        ended = []
+        with ThreadPoolExecutor() as beside:
+            for parts in (self.workers.values(), self.servers.values(), [self.postgres]):
+                ended += [part.name for part, ran in zip(parts, beside.map(Part.stop, parts), strict=True) if ran]
+        return ended
 
     def choose_ports(self) -> None:
         """Those of the environment, else those of before, else free ones; kept, so that addresses stay."""
-        kept = self.folder / "ports.json"
-        before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        kept = self.folder / "addresses.json"
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"host": self.host, "ports": {}}
+        if known["host"] != self.host and any(part.leader() for part in self.servers.values()):
+            raise InputError(f"the stack runs on {known['host']}; to move it to {self.host}, first: make stack-down")
+        before = known["ports"]
         for part in (self.postgres, *self.servers.values()):
             wanted = os.environ.get(f"{part.name.upper()}_PORT") or before.get(part.name)
             with socket.socket() as found:
@@ -61,7 +72,7 @@ class Stack:
                                          f"{part.name.upper()}_PORT=... make stack") from None
                     wanted = found.getsockname()[1]
             self.ports[part.name] = int(wanted)
-        kept.write_text(json.dumps(self.ports), encoding="utf-8")
+        kept.write_text(json.dumps({"host": self.host, "ports": self.ports}), encoding="utf-8")
 
     def url(self, name: str) -> str:
         return f"http://{self.here}:{self.ports[name]}"
@@ -98,13 +109,16 @@ def ask(url: str, password: str | None = None, body: dict | None = None):
 
 def up() -> None:
     stack = Stack()
-    programs = check(stack)
-    stack.folder.mkdir(exist_ok=True, mode=0o711)
+    check(stack)
+    os.umask(0o077)
+    stack.folder.mkdir(exist_ok=True)
+    if os.getuid() == 0:
+        stack.folder.chmod(0o711)       # the user postgres passes through
     with command.only_one(stack.folder / "up", "this stack"):
         keys.make(stack.secrets)
         keys.read(stack.secrets, "password")
         stack.choose_ports()
-        if all([start_postgres(stack, programs), start_servers(stack), start_workers(stack)]):
+        if all([start_postgres(stack), start_servers(stack), start_workers(stack)]):
             say("the stack already runs")
         write_environment(stack)
         deploy(stack)
@@ -121,14 +135,10 @@ To use it from a shell:  . {STACK}/env
 To stop it:              make stack-down""")
 
 
-def check(stack: Stack) -> dict[str, str]:
-    """The programs of PostgreSQL; raises InputError for all that would stop the stack from starting."""
-    places = os.pathsep.join([os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1])])
-    programs = {name: shutil.which(name, path=places) for name in ("initdb", "postgres")}
-    if not all(programs.values()):
-        raise InputError("PostgreSQL is not installed; on Debian and Ubuntu: apt-get install postgresql")
-    import importlib.util
-
+def check(stack: Stack) -> None:
+    """Raises InputError for what would stop the stack from starting."""
+    postgres.programs()
+    postgres.user(stack.folder)
     if missing := [package for module, package in NEEDED.items() if not importlib.util.find_spec(module)]:
         raise InputError(f"{', '.join(missing)} is not installed; make setup")
     if stack.host not in LOOPBACK:
@@ -139,9 +149,6 @@ def check(stack: Stack) -> dict[str, str]:
         say(f"note: {stack.host} speaks plain HTTP; put a proxy with TLS before it where the network is not yours")
     if command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") is None:
         raise InputError("the workers are clones of the last commit, and there is none here; first: git commit")
-    if os.getuid() == 0:
-        drop_to_postgres(stack.folder)
-    return {name: str(Path(found).resolve()) for name, found in programs.items() if found}
 
 
 def command_output(*words: str, cwd: Path | None = None) -> str | None:
@@ -149,47 +156,15 @@ def command_output(*words: str, cwd: Path | None = None) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def drop_to_postgres(folder: Path) -> dict:
-    """PostgreSQL refuses to run as root, so it gets the user that its package made, who must reach its folder."""
-    if os.getuid() != 0:
-        return {}
-    import pwd
-
-    try:
-        pwd.getpwnam("postgres")
-    except KeyError:
-        raise InputError("PostgreSQL does not run as root, and there is no user postgres; "
-                         "run make stack as another user") from None
-    for above in folder.parents:
-        if not above.stat().st_mode & 0o001:
-            raise InputError(f"PostgreSQL does not run as root, and its user postgres cannot enter {above}; run "
-                             f"make stack as another user, or let it in: chmod o+x {above}")
-    return {"user": "postgres", "group": "postgres", "extra_groups": []}
-
-
-def start_postgres(stack: Stack, programs: dict[str, str]) -> bool:
-    """Says whether it ran already. The folder is initialised under another name, so a half one is never used."""
+def start_postgres(stack: Stack) -> bool:
+    """Says whether it ran already."""
     if stack.postgres.leader():
         return True
-    who, data, half = drop_to_postgres(stack.folder), stack.folder / "postgres", stack.folder / "postgres.new"
-    clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    data, address = stack.folder / "postgres", f"127.0.0.1:{stack.ports['postgres']}"
     if not data.exists():
         say("PostgreSQL: making its cluster")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(mode=0o700)
-        keys.write(half / "password", keys.read(stack.secrets, "postgres").encode())
-        for path in (half, half / "password"):
-            if who:
-                shutil.chown(path, "postgres", "postgres")
-        subprocess.run([programs["initdb"], "--pgdata", half / "data", "--username", "postgres", "--encoding", "UTF8",
-                        "--auth", "scram-sha-256", "--pwfile", half / "password"], check=True, env=clean, cwd=half,
-                       stdout=subprocess.DEVNULL, **who)
-        (half / "password").unlink()
-        half.rename(data)
-    address = f"127.0.0.1:{stack.ports['postgres']}"
-    stack.postgres.start([programs["postgres"], "-D", str(data / "data"), "-p", str(stack.ports["postgres"]),
-                          "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-                          "-c", "max_connections=200"], clean, cwd=data, **who)
+        postgres.make(data, keys.read(stack.secrets, "postgres"))
+    postgres.start(stack.postgres, data, stack.ports["postgres"])
     ready(stack.postgres, "PostgreSQL", address, lambda: databases.make(address, stack.secrets) is None)
     return False
 
@@ -223,8 +198,7 @@ def refuse_open_doors(stack: Stack) -> None:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 continue
-        for part in stack.parts()[::-1]:
-            part.stop()
+        stack.stop()
         raise RuntimeError(f"{name} did not refuse a request without a password; the stack was stopped")
 
 
@@ -257,17 +231,11 @@ def start_workers(stack: Stack) -> bool:
             "PYTHONPATH": str(clone), "PREFECT_HOME": str(clone / ".evergreen/prefect"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}, cwd=clone)
-        began = utc_now()
+        began = datetime.now(UTC).isoformat()
         ready(part, f"worker {pool}", f"at commit {head[:7]}", lambda pool=pool, began=began: any(
             worker["last_heartbeat_time"] > began
             for worker in stack.prefect_api(f"work_pools/{pool}/workers/filter", {})))
     return ran
-
-
-def utc_now() -> str:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC).isoformat()
 
 
 def deploy(stack: Stack) -> None:
@@ -291,9 +259,13 @@ def ready(part: Part, name: str, where: str, check, quiet: bool = False) -> None
 
 
 def down() -> None:
-    """Ends what `up` started, last first, and leaves the data."""
+    """Ends what `up` started and leaves the data."""
+    if not STACK.exists():
+        say("the stack does not run")
+        return
     stack = Stack()
-    ended = [part.name for part in stack.parts()[::-1] if part.stop()]
+    with command.only_one(stack.folder / "up", "this stack"):
+        ended = stack.stop()
     say(f"stopped: {', '.join(ended)}; the data stay in {STACK}" if ended else "the stack does not run")
 
 

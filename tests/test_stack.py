@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import keys, processes, stack
+from infra import keys, postgres, processes, stack
 from steps import command
 from steps.schema import InputError
 from tests.conftest import ROOT, Project
@@ -98,7 +98,7 @@ class Running(Project):
         return self.run(sys.executable, "-m", "infra.stack", "down").stdout
 
     def ports(self) -> dict[str, int]:
-        return json.loads((self / ".stack/ports.json").read_text(encoding="utf-8"))
+        return json.loads((self / ".stack/addresses.json").read_text(encoding="utf-8"))["ports"]
 
     def prefect(self, path: str, body: dict | None = None):
         return stack.ask(f"http://127.0.0.1:{self.ports()['prefect']}/api/{path}", self.secret("password"), body)
@@ -279,7 +279,7 @@ def test_a_public_address_needs_a_password_first(tmp_path, monkeypatch, capsys):
 
 def test_without_postgresql_it_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stack.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(postgres.shutil, "which", lambda *_, **__: None)
     code, said = told(["up"], capsys)
     assert code == 2 and "apt-get install postgresql" in said and not (tmp_path / ".stack").exists()
 
