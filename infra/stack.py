@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from infra import databases, keys, postgres
+from infra import databases, keys, postgres, work
 from infra.processes import Part, wait
 from steps import command
 from steps.schema import InputError
@@ -77,20 +77,13 @@ class Stack:
     def url(self, name: str) -> str:
         return f"http://{self.here}:{self.ports[name]}"
 
-    def environment(self) -> dict[str, str]:
-        """What a client of the stack has in its environment; a secret stands there as its file."""
-        return {"PREFECT_API_URL": f"{self.url('prefect')}/api",
-                "PREFECT_API_AUTH_STRING": f"{keys.USER}:$(cat '{self.secrets}/password')",
-                "MLFLOW_TRACKING_URI": self.url("mlflow"),
-                "MLFLOW_TRACKING_USERNAME": keys.USER,
-                "MLFLOW_TRACKING_PASSWORD": f"$(cat '{self.secrets}/password')",
-                "DVC_SYSTEM_CONFIG_DIR": f"{self.folder}/dvc"}      # the lowest: a project's own remote goes before
+    def remote(self) -> str:
+        return f"{self.here}:{self.ports['sftp']}"
 
-    def client(self) -> dict[str, str]:
-        """The same with the secrets read."""
-        password = keys.read(self.secrets, "password")
-        said = f"$(cat '{self.secrets}/password')"
-        return {**os.environ, **command.QUIET, **{k: v.replace(said, password) for k, v in self.environment().items()}}
+    def client(self, password: str | None = None) -> dict[str, str]:
+        """What a client here has in its environment, by default with the password itself."""
+        return work.environment(self.url("prefect"), self.url("mlflow"), self.folder / "dvc",
+                                password or keys.read(self.secrets, "password"))
 
     def prefect_api(self, path: str, body: dict | None = None):
         return ask(f"{self.url('prefect')}/api/{path}", keys.read(self.secrets, "password"), body)
@@ -127,7 +120,7 @@ Prefect     {stack.url('prefect')}
 MLflow      {stack.url('mlflow')}
             sign in as {keys.USER}; the password is in {STACK}/secrets/password
 PostgreSQL  127.0.0.1:{stack.ports['postgres']}
-DVC remote  sftp://{stack.here}:{stack.ports['sftp']}, its files in {STACK}/sftp
+DVC remote  sftp://{stack.remote()}, its files in {STACK}/sftp
 workers     {', '.join(f'{pool} in {STACK}/workers/{pool}' for pool in POOLS)}
 logs        {STACK}/logs
 
@@ -137,8 +130,6 @@ To stop it:              make stack-down""")
 
 def check(stack: Stack) -> None:
     """Raises InputError for what would stop the stack from starting."""
-    postgres.programs()
-    postgres.user(stack.folder)
     if missing := [package for module, package in NEEDED.items() if not importlib.util.find_spec(module)]:
         raise InputError(f"{', '.join(missing)} is not installed; make setup")
     if stack.host not in LOOPBACK:
@@ -147,6 +138,8 @@ def check(stack: Stack) -> None:
                              f"one of at least {keys.SHORTEST} characters to {STACK}/secrets/password (mode 600), or "
                              "have one made by a first make stack without HOST")
         say(f"note: {stack.host} speaks plain HTTP; put a proxy with TLS before it where the network is not yours")
+    postgres.programs()
+    postgres.user(stack.folder)
     if command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") is None:
         raise InputError("the workers are clones of the last commit, and there is none here; first: git commit")
 
@@ -184,7 +177,7 @@ def start_servers(stack: Stack) -> bool:
              "--database", f"127.0.0.1:{stack.ports['postgres']}", "--secrets", str(stack.secrets),
              "--data", str(stack.folder / name)], dict(os.environ))
     for name, part in stack.servers.items():
-        ready(part, name, stack.url(name) if name != "sftp" else f"{stack.here}:{stack.ports[name]}", checks[name],
+        ready(part, name, stack.url(name) if name != "sftp" else stack.remote(), checks[name],
               quiet=name not in started)
     refuse_open_doors(stack)
     return not started
@@ -204,10 +197,6 @@ def refuse_open_doors(stack: Stack) -> None:
 
 def start_workers(stack: Stack) -> bool:
     """Each in a clone at HEAD with a cache of its own; one that is idle follows HEAD. Says whether all ran already."""
-    (stack.folder / "dvc").mkdir(exist_ok=True)
-    (stack.folder / "dvc/config").write_text(
-        f"[core]\n    remote = stack\n['remote \"stack\"']\n    url = ssh://{stack.here}:{stack.ports['sftp']}/store\n"
-        f"    user = {keys.USER}\n    keyfile = {stack.secrets}/dvc_key\n", encoding="utf-8")
     head, ran = command_output("git", "rev-parse", "HEAD"), True
     for pool, limit in POOLS.items():
         if pool not in (known["name"] for known in stack.prefect_api("work_pools/filter", {})):
@@ -226,11 +215,9 @@ def start_workers(stack: Stack) -> bool:
         ran = False
         subprocess.run(["git", "fetch", "--quiet", "origin", head], cwd=clone, check=True)
         subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", head], cwd=clone, check=True)
-        part.start([sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-                    "--name", f"{pool}-here"], stack.client() | {
-            "PYTHONPATH": str(clone), "PREFECT_HOME": str(clone / ".evergreen/prefect"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}, cwd=clone)
+        part.start([sys.executable, "-m", "infra.work", pool, "--prefect", stack.url("prefect"), "--mlflow",
+                    stack.url("mlflow"), "--remote", stack.remote(), "--secrets", str(stack.secrets), "--data",
+                    str(clone / ".evergreen/worker")], os.environ | {"PYTHONPATH": str(clone)}, cwd=clone)
         began = datetime.now(UTC).isoformat()
         ready(part, f"worker {pool}", f"at commit {head[:7]}", lambda pool=pool, began=began: any(
             worker["last_heartbeat_time"] > began
@@ -238,18 +225,21 @@ def start_workers(stack: Stack) -> bool:
     return ran
 
 
+def write_environment(stack: Stack) -> None:
+    """Leaves what a shell needs: the password stands there as its file."""
+    work.write_remote(stack.folder / "dvc", stack.remote(), stack.secrets)
+    (stack.folder / "env").write_text("".join(
+        f'export {name}="{value}"\n' for name, value in stack.client(f"$(cat '{stack.secrets}/password')").items()),
+        encoding="utf-8")
+
+
 def deploy(stack: Stack) -> None:
     """What runs on the stack: deployments of params.yaml and notifications, both brought up to date."""
-    evergreen = [sys.executable, "-m", "flows.cli"]
+    evergreen, variables = [sys.executable, "-m", "flows.cli"], os.environ | command.QUIET | stack.client()
     if "deploy" in (command_output(*evergreen, "--help") or ""):
-        subprocess.run([*evergreen, "deploy"], env=stack.client(), check=True)
+        subprocess.run([*evergreen, "deploy"], env=variables, check=True)
     if os.environ.get("EVERGREEN_WEBHOOK"):
-        subprocess.run([sys.executable, "-m", "flows.notifications"], env=stack.client(), check=True)
-
-
-def write_environment(stack: Stack) -> None:
-    (stack.folder / "env").write_text("".join(
-        f'export {name}="{value}"\n' for name, value in stack.environment().items()), encoding="utf-8")
+        subprocess.run([sys.executable, "-m", "flows.notifications"], env=variables, check=True)
 
 
 def ready(part: Part, name: str, where: str, check, quiet: bool = False) -> None:
@@ -278,7 +268,7 @@ def main(arguments: list[str]) -> int:
         raise InputError("say up or down: python -m infra.stack up")
     try:
         {"up": up, "down": down}[arguments[0]]()
-    except (TimeoutError, RuntimeError) as error:
+    except (TimeoutError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
