@@ -110,8 +110,8 @@ def graph(options: argparse.Namespace, room: Path) -> None:
         done = project.evergreen("run", "all")
         nothing = time.perf_counter() - began
         assert done.stdout.startswith("nothing to do"), done.stdout[:300]
-        print(f"{count:>4} recipes, {stages} stages: parameters {loaded:.2f} s, resolved {resolved:.2f} s, seen to be up "
-              f"to date {stale:.2f} s; evergreen run all, nothing to do: {nothing:.1f} s (copies committed: "
+        print(f"{count:>4} recipes, {stages} stages: parameters {loaded:.2f} s, resolved {resolved:.2f} s, seen to be "
+              f"up to date {stale:.2f} s; evergreen run all, nothing to do: {nothing:.1f} s (copies committed: "
               f"{committed:.0f} s)", flush=True)
 
 

@@ -57,5 +57,6 @@ def make(folder: Path, password: str) -> None:
 
 def start(part: Part, folder: Path, port: int) -> None:
     part.start([programs()["postgres"], "-D", str(folder / "data"), "-p", str(port), "-c", "max_connections=200",
+                "-c", "log_min_error_statement=panic",      # a statement may hold a secret
                 "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="], CLEAN, cwd=folder,
                **user(folder))

@@ -175,12 +175,17 @@ def start_servers(stack: Stack) -> bool:
         stack.servers[name].start(
             [sys.executable, "-m", "infra.serve", name, "--host", stack.host, "--port", str(stack.ports[name]),
              "--database", f"127.0.0.1:{stack.ports['postgres']}", "--secrets", str(stack.secrets),
-             "--data", str(stack.folder / name)], dict(os.environ))
+             "--data", str(stack.folder / name)], inherited())
     for name, part in stack.servers.items():
         ready(part, name, stack.url(name) if name != "sftp" else stack.remote(), checks[name],
               quiet=name not in started)
     refuse_open_doors(stack)
     return not started
+
+
+def inherited() -> dict[str, str]:
+    """The environment of servers and workers, which have no need to know whom Prefect tells."""
+    return {name: value for name, value in os.environ.items() if name != "EVERGREEN_WEBHOOK"}
 
 
 def refuse_open_doors(stack: Stack) -> None:
@@ -217,7 +222,7 @@ def start_workers(stack: Stack) -> bool:
         subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", head], cwd=clone, check=True)
         part.start([sys.executable, "-m", "infra.work", pool, "--prefect", stack.url("prefect"), "--mlflow",
                     stack.url("mlflow"), "--remote", stack.remote(), "--secrets", str(stack.secrets), "--data",
-                    str(clone / ".evergreen/worker")], os.environ | {"PYTHONPATH": str(clone)}, cwd=clone)
+                    str(clone / ".evergreen/worker")], inherited() | {"PYTHONPATH": str(clone)}, cwd=clone)
         began = datetime.now(UTC).isoformat()
         ready(part, f"worker {pool}", f"at commit {head[:7]}", lambda pool=pool, began=began: any(
             worker["last_heartbeat_time"] > began
