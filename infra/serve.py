@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 def prefect(options: argparse.Namespace) -> None:
     become(["prefect", "server", "start", "--host", options.host, "--port", options.port], {
         "PREFECT_HOME": str(options.data.absolute()),
+        "PREFECT_UI_URL": os.environ.get("PREFECT_UI_URL") or f"http://{options.host}:{options.port}",    # in messages
         "PREFECT_UI_STATIC_DIRECTORY": str(options.data.absolute() / "ui"),
         "PREFECT_SERVER_API_AUTH_STRING": f"{keys.USER}:{keys.read(options.secrets, 'password')}",
         "PREFECT_SERVER_ENCRYPTION_KEY": keys.read(options.secrets, "prefect_encryption_key"),

@@ -48,7 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     write_remote(data, options.remote, secrets)
     os.environ.update(command.QUIET | environment(options.prefect, options.mlflow, data,
                                                   keys.read(secrets, "password")) | {
-        "PREFECT_HOME": str(data / "prefect"), "PYTHONPATH": os.getcwd(),     # this clone
+        "PREFECT_HOME": str(data / "prefect"),
+        "PYTHONPATH": os.getcwd(), "EVERGREEN_PROJECT": os.getcwd(),        # runs work in this clone, with its code
         "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool, "--type",
