@@ -65,6 +65,7 @@ class Stack:
             with socket.socket() as found:
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if not part.leader():
+                    part.stop()     # what a killed one left holds its port
                     try:
                         found.bind((self.here, int(wanted or 0)))
                     except (OSError, ValueError, OverflowError) as error:

@@ -27,7 +27,7 @@ from steps.schema import InputError
 from tests.conftest import ROOT, Project
 from tests.test_registry_server import BINARIES
 
-pytestmark = pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")]
 WEBHOOK = "/hooks/canaryOfTheWebhook"
 OPEN = {"/api/health", "/api/ready", "/health",             # documented: who watches a server asks these
         "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info",      # documented: what a client may ask for
