@@ -145,7 +145,8 @@ def registry(options: argparse.Namespace, room: Path) -> None:
     first = found.get_model_version(name, str(number))
     began = time.perf_counter()
     while number < options.versions:
-        number = int(found.create_model_version(name, first.source, first.run_id, tags=dict(first.tags),
+        tags = dict(first.tags) | {"model_sha256": f"of another one, {number}"}
+        number = int(found.create_model_version(name, first.source, first.run_id, tags=tags,
                                                 model_id=first.model_id).version)
     made = time.perf_counter() - began
     moves = iter(range(number, 1, -1))
