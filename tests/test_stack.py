@@ -118,9 +118,9 @@ def running(environment, receiver) -> Iterator[Running]:
     project = Running(folder / "project", environment | {
         "PYTHONPATH": str(folder / "project"), "NO_PROXY": "*", "no_proxy": "*",
         "EVERGREEN_WEBHOOK": f"http://127.0.0.1:{receiver.server_port}{WEBHOOK}"})
-    for name in ("steps", "flows", "infra", "published", ".dvc"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
+    for name in listed.decode().split("\0")[:-1]:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "ending.py").write_text(FLOW, encoding="utf-8")
     project.start()
