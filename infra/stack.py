@@ -28,7 +28,7 @@ from steps.schema import InputError
 
 STACK = Path(".stack")
 POOLS = {"cpu": None, "gpu": 1}         # runs at once; the worker of a GPU trains one model at a time
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 NEEDED = {"psycopg2": "psycopg2-binary", "flask_wtf": "mlflow[auth]", "dvc_ssh": "dvc-ssh"}
 
 
@@ -139,6 +139,8 @@ def check(stack: Stack) -> None:
                              f"one of at least {keys.SHORTEST} characters to {STACK}/secrets/password (mode 600), or "
                              "have one made by a first make stack without HOST")
         say(f"note: {stack.host} speaks plain HTTP; put a proxy with TLS before it where the network is not yours")
+    if command_output("git", "status", "--porcelain", "--untracked-files=no"):
+        say("note: tracked files differ from the last commit, which is what the workers have")
     postgres.programs()
     postgres.user(stack.folder)
     if command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") is None:
@@ -151,16 +153,16 @@ def command_output(*words: str, cwd: Path | None = None) -> str | None:
 
 
 def start_postgres(stack: Stack) -> bool:
-    """Says whether it ran already."""
-    if stack.postgres.leader():
-        return True
-    data, address = stack.folder / "postgres", f"127.0.0.1:{stack.ports['postgres']}"
+    """With its databases. Says whether it ran already."""
+    ran, data = stack.postgres.leader() is not None, stack.folder / "postgres"
+    address = f"127.0.0.1:{stack.ports['postgres']}"
     if not data.exists():
         say("PostgreSQL: making its cluster")
         postgres.make(data, keys.read(stack.secrets, "postgres"))
-    postgres.start(stack.postgres, data, stack.ports["postgres"])
-    ready(stack.postgres, "PostgreSQL", address, lambda: databases.make(address, stack.secrets) is None)
-    return False
+    if not ran:
+        postgres.start(stack.postgres, data, stack.ports["postgres"])
+    ready(stack.postgres, "PostgreSQL", address, lambda: databases.make(address, stack.secrets) is None, quiet=ran)
+    return ran
 
 
 def start_servers(stack: Stack) -> bool:
@@ -219,7 +221,7 @@ def start_workers(stack: Stack) -> bool:
                 continue
             part.stop()
         ran = False
-        subprocess.run(["git", "fetch", "--quiet", "origin", head], cwd=clone, check=True)
+        subprocess.run(["git", "fetch", "--quiet", os.getcwd(), head], cwd=clone, check=True)
         subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", head], cwd=clone, check=True)
         part.start([sys.executable, "-m", "infra.work", pool, "--prefect", stack.url("prefect"), "--mlflow",
                     stack.url("mlflow"), "--remote", stack.remote(), "--secrets", str(stack.secrets), "--data",
