@@ -26,6 +26,13 @@ lint: setup
 ui: setup
 	@.venv/bin/evergreen ui
 
+# The production stack on this machine: PostgreSQL, Prefect, MLflow, a DVC remote and workers, all state in .stack.
+stack: setup
+	@.venv/bin/python -m infra.stack up
+
+stack-down:
+	@.venv/bin/python -m infra.stack down
+
 setup: .venv/done
 
 # torch is installed by its own line: which build of the pinned version comes is the machine's choice.
@@ -47,4 +54,4 @@ lock: setup
 	$(COMPILE) --all-extras --output-file requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file requirements.train.lock pyproject.toml
 
-.PHONY: demo test reliability soak lint ui setup lock
+.PHONY: demo test reliability soak lint ui stack stack-down setup lock

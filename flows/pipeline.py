@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import graph, promotion
+from flows import graph, notifications, promotion
 from steps import params, register
 from steps.schema import InputError
 
@@ -102,6 +102,8 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
         for future in (*stages.values(), *versions.values(), *verdicts.values()):
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
+        if verdicts and on_a_server():
+            notifications.announce([promotion.text(r, versions[r].result()["version"]) for r in verdicts])
         return {"stages": {name: future.result() for name, future in stages.items()},
                 "versions": {recipe: future.result() for recipe, future in versions.items()}}
     except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages

@@ -16,7 +16,8 @@ from tests.conftest import ROOT, Project, make_project
 from tests.hub_server import HubServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-THIS_VERY_RUN = "make test"
+# This very run, and what tests/test_stack.py runs where PostgreSQL is.
+ELSEWHERE = {"make test": "-m pytest", "make stack": "-m infra.stack up", "make stack-down": "-m infra.stack down"}
 
 
 def commands() -> list[str]:
@@ -30,8 +31,10 @@ def test_every_command_works(tmp_path, tiny_model, environment):
     with_emotion(project)
     done = []
     for command in commands():
-        if command == THIS_VERY_RUN:
-            assert "-m pytest" in (ROOT / "Makefile").read_text(encoding="utf-8")
+        if command in ELSEWHERE:
+            target = command.removeprefix("make ")
+            rule, = re.findall(rf"^{target}:.*\n\t(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            assert ELSEWHERE[command] in rule
         elif command == "evergreen ui":
             page_answers(project)
         else:
