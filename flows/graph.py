@@ -258,7 +258,8 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
 
 def mend() -> None:
     """Removes what a kill -9 left half written of DVC's: files of its cache, its list of who reads and writes what."""
-    if left := [*Path(".dvc/cache/files/md5").glob("*/.*.tmp")]:
+    places = ("files/md5", "files/md5/*", "runs/*/*")
+    if left := [path for place in places for path in Path(".dvc/cache").glob(f"{place}/.*.tmp")]:
         with _repo().lock:
             for path in left:
                 path.unlink(missing_ok=True)

