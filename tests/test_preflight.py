@@ -107,7 +107,7 @@ def test_more_rows_longer_texts_and_more_layers_need_more_memory(here, tiny_mode
                  if hasattr(getattr(settings, part), k)}) for part in ("train", "prepare")}
         return preflight.activations(tiny_model, settings.model_copy(update=parts))
 
-    assert need(batch_size=32) == 2 * need(batch_size=16)
+    assert need(batch_size=32) == 2 * need(batch_size=16) == 4 * need(processes=2)
     assert need(max_length=256) > 2 * need(max_length=128)
     assert need(precision="bf16") * 2 == need(precision="fp32")
 
@@ -128,6 +128,14 @@ def test_a_gpu_that_is_not_there_is_named(here, tmp_path, monkeypatch):
     passes()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert refusal() == "CUDA_VISIBLE_DEVICES names GPU 2; this machine has 2, counted from 0: correct it"
+
+
+def test_each_process_wants_a_gpu_of_its_own(here, tmp_path, monkeypatch):
+    fake_cards(tmp_path, monkeypatch, 40960, 40960)
+    here.edit("recipes.sts.train.processes", 2)
+    passes()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert refusal() == "sts: train.processes = 2, one GPU each, and there are 1; set it to 1"
 
 
 def test_the_memory_of_a_gpu_counts_where_there_is_one(here, tmp_path, monkeypatch):
