@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
     sub.add_argument("name", metavar="NAME", help="the source's name in params.yaml")
+    add("deploy", deploy, "tell the Prefect server of PREFECT_API_URL the schedules and work pools of this project")
+    sub = add("worker", worker, "do in this clone what that server has for a work pool")
+    sub.add_argument("pool", metavar="POOL", help="work_pool of params.yaml, or one that dvc.yaml names")
     sub = add("ui", ui, "open the MLflow page on the project's store")
     sub.add_argument("--port", type=int, default=5000)
     return top
@@ -110,9 +113,7 @@ def run(options: argparse.Namespace) -> int:
         project.recipe(recipe)
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds}: must be at least 1")
-    command.quiet(offline=False)
-    os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
-
+    prefect_settings()
     from flows import report
     from steps import history
 
@@ -242,6 +243,33 @@ def pin(options: argparse.Namespace) -> None:
 
     hub, before, commit = pin.pin(options.name)
     print(f"{hub}: {before} is {commit}, written to params.yaml")
+
+
+def deploy(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from flows import deploy
+
+    print("\n".join(deploy.deploy()))
+
+
+def worker(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from flows import deploy
+
+    deploy.check_pool(options.pool)
+    # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
+    for signum in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
+    os.environ[deploy.FOLDER] = os.getcwd()
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process",
+                              "--pool", options.pool])
+
+
+def prefect_settings() -> None:
+    """What Prefect is told by the environment, before it is imported."""
+    command.quiet(offline=False)
+    os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 def ui(options: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict; the only import of prefect."""
+"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict; and the flow of one stage.
+
+With deploy.py the only import of prefect.
+"""
 
 import os
 import signal
@@ -15,10 +18,10 @@ from prefect.futures import wait
 from prefect.input import RunInput
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Failed, State
+from prefect.states import Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import graph, promotion
+from flows import graph, promotion, remote
 from steps import params, register
 from steps.schema import InputError
 
@@ -42,6 +45,16 @@ def run_stage(name: str) -> str | State:
         return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
     logger.info(outcome)
     return outcome
+
+
+@flow(name="stage", persist_result=False)
+def stage(stage: str, commit: str, params_sha256: str, upstream: dict) -> State:
+    """One stage, for the machine in charge of another clone; what it makes goes to the DVC remote."""
+    try:
+        outcome = remote.carry_out(stage, commit, params_sha256, upstream, get_run_logger().info)
+    except (InputError, graph.StageFailed) as error:
+        return Failed(message=str(error))
+    return Completed(message=f"{stage} {outcome}")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

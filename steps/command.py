@@ -59,6 +59,9 @@ def main(body: Callable[[Sequence[str]], None], offline: bool = True) -> None:
     die_with_parent()
 
     def alone(arguments: Sequence[str]) -> None:
+        if os.environ.get("EVERGREEN_STEPS") == "none":
+            raise InputError("it should have been restored from the DVC remote, and is not there; see what the worker "
+                             "pushed, and that both clones have the same remote")
         with only_writer(arguments):
             body(arguments)
 

@@ -28,6 +28,7 @@ class Project(Strict):
     seed: Annotated[int, Field(ge=0)]
     threads: Positive
     checkpoint_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    work_pool: Name
     datasets: Datasets
     base_models: BaseModels
     published: Published = Field(default_factory=Published)

@@ -75,7 +75,7 @@ def register(recipe: str) -> Version:
             "evaluation_sha256": evaluation,
             "git_commit": provenance.git_commit(),
             "dvc_lock_sha256": provenance.sha256(DVC_LOCK) if DVC_LOCK.exists() else "none",
-            "params_sha256": provenance.digest([project.seed, project.threads, settings.model_dump(exclude={"gate"})]),
+            "params_sha256": provenance.digest([project.seed, project.threads, settings.what_makes_it()]),
             "environment_sha256": provenance.environment(),
             **tracking.dataset_tags(summary["source"]),
             "test_sha256": provenance.sha256(at["data"] / "test.arrow"),

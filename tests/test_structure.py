@@ -14,7 +14,8 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 STEPS = ("download", "teach", "prepare", "train", "evaluate", "register")
 RECIPES = ("cola", "emotion", "mlm", "multilingual", "nli", "sts", "tsdae")
 TASKS = ("classes", "sts", "translation", "triplet")
-HOMES = {"mlflow": ["steps.registry", "steps.tracking"], "dvc": ["flows.graph"], "prefect": ["flows.pipeline"]}
+HOMES = {"mlflow": ["steps.registry", "steps.tracking"], "dvc": ["flows.graph"],
+         "prefect": ["flows.deploy", "flows.pipeline"]}
 
 
 def imports(tree: ast.AST) -> set[str]:

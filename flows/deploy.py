@@ -1,0 +1,143 @@
+"""params.yaml and dvc.yaml -> what a Prefect server holds: work pools, deployments, automations, no dead runs.
+
+With pipeline.py the only import of prefect.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema_from_entrypoint
+from pydantic import ValidationError
+
+from flows import graph
+from steps import params
+from steps.schema import InputError, Recipe
+
+RETRAIN, STAGE = "retrain", "stage"         # the flows of pipeline.py, by their names
+TAG = "evergreen"
+HEARTBEAT = 30                              # seconds, the least that Prefect takes
+FOLDER = "EVERGREEN_PROJECT"                # the variable by which a worker says where its clone is
+
+
+def deploy() -> list[str]:
+    """Makes the server of PREFECT_API_URL hold what the project asks for, and says what it made, kept and removed.
+
+    A recipe has the deployment retrain/NAME, on its schedule or by hand; a work pool of dvc.yaml has stage/POOL.
+    """
+    project = params.load()
+    pools = remote_pools(project)
+    with server() as client:
+        said = [work_pool(client, name) for name in (project.work_pool, *pools)]
+        wanted = {}
+        for name, recipe in project.recipes.items():
+            wanted[RETRAIN, name] = retraining(client, name, recipe, project.work_pool)
+        for pool in pools:
+            wanted[STAGE, pool] = one_stage(client, pool)
+        said += wanted.values()
+        for flow, name, identity in deployed(client):
+            if (flow, name) not in wanted:
+                client.delete_deployment(identity)
+                said.append(f"deployment {flow}/{name}: removed, for the project has no such "
+                            f"{'recipe' if flow == RETRAIN else 'work pool'} any more")
+    return said
+
+
+def check_pool(name: str) -> None:
+    """Raises InputError where the server has no such work pool, which a worker would wait for in vain."""
+    with server() as client:
+        try:
+            client.read_work_pool(name)
+        except ObjectNotFound:
+            known = ", ".join(sorted(pool.name for pool in client.read_work_pools(limit=200))) or "none"
+            raise InputError(f"the server has no work pool {name!r}; it has: {known}; make the project's with: "
+                             "evergreen deploy") from None
+
+
+@contextmanager
+def server() -> Iterator[SyncPrefectClient]:
+    """A client of the server. Raises InputError where none is named, none answers or it lets nobody in."""
+    if not (url := PREFECT_API_URL.value()):
+        raise InputError("PREFECT_API_URL is not set: deployments are kept by a server; start one with `prefect server "
+                         "start` and set PREFECT_API_URL=http://127.0.0.1:4200/api")
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pools(limit=1)
+        except PrefectHTTPStatusError as error:
+            status = error.response.status_code
+            remedy = ("set PREFECT_API_AUTH_STRING to its user:password" if status in (401, 403) else
+                      "PREFECT_API_URL must end with the server's /api")
+            raise InputError(f"the Prefect server {url} answers {status}: {remedy}") from None
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            raise InputError(f"the Prefect server {url} does not answer ({error or type(error).__name__}); start it or "
+                             "correct PREFECT_API_URL") from None
+        yield client
+
+
+def remote_pools(project: params.Project) -> list[str]:
+    """The work pools that dvc.yaml names for stages of the recipes, but that of the machine in charge."""
+    stages = graph.plan(project.targets(project.recipes))
+    return sorted({stage.work_pool for stage in stages} - {None, project.work_pool})
+
+
+def work_pool(client: SyncPrefectClient, name: str) -> str:
+    try:
+        return f"work pool {name}: there ({client.read_work_pool(name).type})"
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        return f"work pool {name}: made (process)"
+
+
+def retraining(client: SyncPrefectClient, name: str, recipe: Recipe, pool: str) -> str:
+    when = schedule(name, recipe)
+    identity = put(client, RETRAIN, name, pool, parameters={"recipes": [name]}, concurrency_limit=1,
+                   concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+                   schedules=[DeploymentScheduleCreate(schedule=when, slug=name)] if when else [])
+    at = recipe.schedule
+    if at is None:
+        return f"deployment {identity}: by hand, no schedule"
+    return f"deployment {identity}: {at.cron or f'every {at.interval} s'} ({at.timezone}) on {pool}"
+
+
+def one_stage(client: SyncPrefectClient, pool: str) -> str:
+    return f"deployment {put(client, STAGE, pool, pool)}: stages that run on {pool}"
+
+
+def put(client: SyncPrefectClient, flow: str, name: str, pool: str, **more) -> str:
+    """Makes or changes a deployment, whose runs start in the clone of the worker that takes them."""
+    schema = parameter_schema_from_entrypoint(f"flows/pipeline.py:{flow}").model_dump_for_openapi()
+    client.create_deployment(
+        client.create_flow_from_name(flow), name, work_pool_name=pool, entrypoint=f"flows/pipeline.py:{flow}",
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": f"{{{{ ${FOLDER} }}}}"}}],
+        job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}},
+        parameter_openapi_schema=schema, enforce_parameter_schema=True, tags=[TAG], **more)
+    return f"{flow}/{name}"
+
+
+def schedule(name: str, recipe: Recipe) -> CronSchedule | IntervalSchedule | None:
+    at = recipe.schedule
+    if at is None:
+        return None
+    try:
+        if at.cron:
+            return CronSchedule(cron=at.cron, timezone=at.timezone)
+        # counted from a fixed day, so that to deploy again moves nothing
+        return IntervalSchedule(interval=timedelta(seconds=at.interval), timezone=at.timezone,
+                                anchor_date=datetime(2020, 1, 1, tzinfo=UTC))
+    except ValidationError as error:
+        raise InputError(f"{params.PARAMS}: recipes.{name}.schedule: {error.errors()[0]['msg']}") from None
+
+
+def deployed(client: SyncPrefectClient) -> Iterator[tuple[str, str, object]]:
+    """(flow, name, id) of every deployment of ours on the server."""
+    flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
+    for found in client.read_deployments(limit=200):
+        if TAG in found.tags and flows.get(found.flow_id) in (RETRAIN, STAGE):
+            yield flows[found.flow_id], found.name, found.id
