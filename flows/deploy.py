@@ -3,17 +3,24 @@
 With pipeline.py the only import of prefect.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas import filters
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate, DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema_from_entrypoint
 from pydantic import ValidationError
 
@@ -24,6 +31,9 @@ from steps.schema import InputError, Recipe
 RETRAIN, STAGE = "retrain", "stage"         # the flows of pipeline.py, by their names
 TAG = "evergreen"
 HEARTBEAT = 30                              # seconds, the least that Prefect takes
+LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
+START = timedelta(minutes=10)               # for a worker to start what it has taken
+PATIENCE = 120.0                            # seconds for which a server may be away
 FOLDER = "EVERGREEN_PROJECT"                # the variable by which a worker says where its clone is
 
 
@@ -41,13 +51,111 @@ def deploy() -> list[str]:
             wanted[RETRAIN, name] = retraining(client, name, recipe, project.work_pool)
         for pool in pools:
             wanted[STAGE, pool] = one_stage(client, pool)
-        said += wanted.values()
+        said += [*wanted.values(), *automations(client), *swept(client)]
         for flow, name, identity in deployed(client):
             if (flow, name) not in wanted:
                 client.delete_deployment(identity)
                 said.append(f"deployment {flow}/{name}: removed, for the project has no such "
                             f"{'recipe' if flow == RETRAIN else 'work pool'} any more")
     return said
+
+
+def automations(client: SyncPrefectClient) -> Iterator[str]:
+    """Makes the server give up runs that show no sign of life: their process and its worker are dead or cut off.
+
+    It looks at our flows alone, for others may beat less often.
+    """
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", "Suspended", "AwaitingRetry")
+    for name, after, expected, within, message in (
+            ("lost", "heartbeat", ("heartbeat", *ends), LEASE, "no heartbeat: its process is dead or cut off"),
+            ("not started", "Pending", ("Running", *ends), START, "its worker took it and did not start it")):
+        wanted = AutomationCore(
+            name=f"{TAG}: {name}", description=f"A run is given up: {message}.",
+            trigger=EventTrigger(
+                after={f"prefect.flow-run.{after}"}, expect={f"prefect.flow-run.{state}" for state in expected},
+                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+                match_related=ResourceSpecification({
+                    "prefect.resource.role": "flow", "prefect.resource.id": [
+                        f"prefect.flow.{client.create_flow_from_name(flow)}" for flow in (RETRAIN, STAGE)]}),
+                for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=within),
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
+        if known := client.read_automations_by_name(wanted.name):
+            client.update_automation(known[0].id, wanted)
+        else:
+            client.create_automation(wanted)
+        yield f"automation {wanted.name}: after {within.total_seconds():g} s"
+
+
+def sweep() -> list[str]:
+    """Gives up what died before the server or its automations were there; a line for each run."""
+    with server() as client:
+        return list(swept(client))
+
+
+def swept(client: SyncPrefectClient) -> Iterator[str]:
+    def in_state(*types: StateType) -> dict:
+        return {"state": filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(types)))}
+
+    ours = filters.FlowFilter(name=filters.FlowFilterName(any_=[RETRAIN, STAGE]))
+    now = datetime.now(UTC)
+    for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=filters.FlowRunFilter(
+            **in_state(StateType.RUNNING, StateType.CANCELLING))):
+        if run.state.timestamp < now - LEASE and not beats(client, run.id, now - LEASE):
+            client.set_flow_run_state(run.id, Crashed(message="no sign of life; swept"), force=True)
+            yield f"run {run.name}: given up, no sign of life since before {now - LEASE:%Y-%m-%d %H:%M:%SZ}"
+    # a task has no heartbeat of its own, and stays Running when its flow is given up
+    for task in client.read_task_runs(
+            flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**in_state(
+                StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)),
+            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(
+                any_=[StateType.RUNNING, StateType.PENDING])))):
+        client.set_task_run_state(task.id, Crashed(message="its run has ended; swept"), force=True)
+        yield f"task {task.name}: given up, for its run has ended"
+
+
+def beats(client: SyncPrefectClient, run, since: datetime) -> bool:
+    """Whether a run has shown a sign of life since then."""
+    return client.read_events(EventFilter(
+        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]), occurred=EventOccurredFilter(since=since),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"])), limit=1).total > 0
+
+
+def check_lease(run) -> None:
+    """Raises InputError where the server has given this run up, or cannot be asked: then others may be at its work."""
+    with get_client(sync_client=True) as client:
+        state = patiently(lambda: client.read_flow_run(run)).state
+    if not state.is_running():
+        raise InputError(f"the server has given this run up ({state.name}: {state.message}); it registers and promotes "
+                         "nothing")
+
+
+def patiently(ask: Callable):
+    """The server's answer, waited for while it is away. Raises InputError where it stays away."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) or time.monotonic() > until:
+                raise InputError(f"the Prefect server does not answer: {error or type(error).__name__}") from None
+            time.sleep(1)
+
+
+def show(run, text: str) -> None:
+    """Puts Markdown on the run's page, in place of what stood there."""
+    with get_client(sync_client=True) as client:
+        of_it = filters.ArtifactFilter(flow_run_id=filters.ArtifactFilterFlowRunId(any_=[run]),
+                                       type=filters.ArtifactFilterType(any_=["markdown"]))
+        if known := client.read_artifacts(artifact_filter=of_it):
+            client.update_artifact(known[0].id, ArtifactUpdate(data=text))
+        else:
+            client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
+
+
+def stage_pools() -> set[str]:
+    """The work pools to which the server deploys stages."""
+    with server() as client:
+        return {name for flow, name, _ in deployed(client) if flow == STAGE}
 
 
 def check_pool(name: str) -> None:

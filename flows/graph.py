@@ -282,6 +282,11 @@ def stop() -> None:
         _end(process)
 
 
+def stopped() -> bool:
+    """Whether the run was stopped."""
+    return _stopped.is_set()
+
+
 def _end(process: subprocess.Popen) -> None:
     if process.poll() is not None:
         return

@@ -6,7 +6,7 @@ Both clones stand at one commit with one params.yaml; what travels beside is dvc
 from collections.abc import Callable, Mapping
 
 from flows import graph
-from steps import params, provenance
+from steps import command, params, provenance
 from steps.schema import InputError
 
 
@@ -38,9 +38,18 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
     return outcome
 
 
-def bring_back(stage: str, on_line: Callable[[str], None]) -> str:
-    """Restores what the other clone made and records it in dvc.lock, as a run here would; nothing is run here."""
-    return graph.reproduce(stage, on_line, options=["--pull"], EVERGREEN_STEPS="none")
+def bring_back(stage: str, on_line: Callable[[str], None]) -> str | None:
+    """Restores what some clone made and records it in dvc.lock as a run here would; None where nobody made it yet."""
+    said: list[str] = []
+    try:
+        outcome = graph.reproduce(stage, said.append, options=["--pull"], EVERGREEN_STEPS="none")
+    except InputError as error:
+        if command.NOT_MADE in str(error):
+            return None
+        raise
+    for line in said:
+        on_line(line)
+    return outcome
 
 
 def clean(remedy: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from steps.schema import InputError
 
 LOCKS = Path(".evergreen/locks")
+NOT_MADE = "neither DVC's cache nor the remote has it"        # said in place of a step where EVERGREEN_STEPS is none
 WAIT = 8.0          # seconds for another writer of the same output to end, before it is named
 
 QUIET = {
@@ -60,8 +61,7 @@ def main(body: Callable[[Sequence[str]], None], offline: bool = True) -> None:
 
     def alone(arguments: Sequence[str]) -> None:
         if os.environ.get("EVERGREEN_STEPS") == "none":
-            raise InputError("it should have been restored from the DVC remote, and is not there; see what the worker "
-                             "pushed, and that both clones have the same remote")
+            raise InputError(NOT_MADE)
         with only_writer(arguments):
             body(arguments)
 
