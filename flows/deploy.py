@@ -108,7 +108,7 @@ def swept(client: SyncPrefectClient) -> Iterator[str]:
             flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**in_state(
                 StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)),
             task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(
-                any_=[StateType.RUNNING, StateType.PENDING])))):
+                any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])))):
         client.set_task_run_state(task.id, Crashed(message="its run has ended; swept"), force=True)
         yield f"task {task.name}: given up, for its run has ended"
 

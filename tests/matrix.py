@@ -81,7 +81,8 @@ class Results:
 
 def main() -> int:
     results = Results()
-    code = pytest.main(["-m", "fault or guard", "--durations=0", *sys.argv[1:]], plugins=[results])
+    code = pytest.main(["-m", "fault or guard", "--durations=0", "tests", "tests/fleet_faults.py", *sys.argv[1:]],
+                       plugins=[results])
     print(f"written to {PAGE}")
     return int(code)
 
