@@ -240,7 +240,8 @@ def schedule(name: str, recipe: Recipe) -> CronSchedule | IntervalSchedule | Non
         return IntervalSchedule(interval=timedelta(seconds=at.interval), timezone=at.timezone,
                                 anchor_date=datetime(2020, 1, 1, tzinfo=UTC))
     except ValidationError as error:
-        raise InputError(f"{params.PARAMS}: recipes.{name}.schedule: {error.errors()[0]['msg']}") from None
+        raise InputError(f"{params.PARAMS}: recipes.{name}.schedule: "
+                         + error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def deployed(client: SyncPrefectClient) -> Iterator[tuple[str, str, object]]:

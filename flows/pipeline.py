@@ -176,21 +176,25 @@ def unchanged(recipes: list[str], approve: str | None) -> State:
 
     The rules of promotion and the time that a person has may be others, so the verdict is looked at.
     """
-    said = []
+    said, attempt = [], begin(recipes)
+    deploy.check_lease(runtime.flow_run.id)
     for recipe in recipes:
         version = register.registered(recipe)
-        _, state = promotion.decide(f"{recipe}@{version.number}", approve)
+        _, state = promotion.decide(f"{recipe}@{version.number}", approve, attempt[recipe])
         said.append(f"{recipe}@{version.number} ({state})")
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
 
 
+def begin(recipes: list[str]) -> dict[str, str]:
+    """{recipe: this run's attempt}; a run that goes on after it was suspended begins another."""
+    found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id} {runtime.flow_run.run_count}"
+    return {recipe: attempts.begin(found, recipe, who) for recipe in recipes}
+
+
 def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | State:
     try:
-        project = params.load()
-        found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id} {runtime.flow_run.run_count}"
-        attempt = {recipe: attempts.begin(found, recipe, who) for recipe in recipes}
-        stages = {}
+        project, attempt, stages = params.load(), begin(recipes), {}
         plan = graph.plan(project.targets(recipes))
         away = pools(plan, project.work_pool)
         with graph.lock_in_order(plan):
@@ -229,7 +233,8 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
 def show(stages: dict, versions: dict) -> None:
     """Puts what happened on the run's page of a server."""
     if on_a_server():
-        outcomes = {name: future.result() if future.state.is_completed() else future.state.name
+        outcomes = {name: future.result() if future.state.is_completed() else
+                    f"{future.state.name}: {(future.state.message or '').partition(chr(10))[0]}"
                     for name, future in stages.items()}
         numbers = {recipe: future.result()["version"] for recipe, future in versions.items()
                    if future.state.is_completed()}
