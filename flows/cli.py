@@ -56,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=64, help="texts computed at once (64)")
     sub.add_argument("--append", action="store_true",
                      help="add to the vectors that OUTPUT has, which the same model must have made")
+    sub = add("drift", drift, "compare a sample of users' texts with what a version was trained on")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub.add_argument("sample", type=Path, metavar="FILE", help="a text file with a text on each line, or a CSV file")
+    sub.add_argument("--column", default="text", help="the column of a CSV file that holds the texts (text)")
+    sub.add_argument("--start", action="store_true", help="where it is far, start a retraining on the Prefect server")
     sub = add("rollback", rollback, "put the previous champion back, or another version")
     sub.add_argument("recipe", metavar="RECIPE")
     sub.add_argument("--to", type=int, metavar="VERSION", help="the version to put in charge (the champion before)")
@@ -171,6 +176,18 @@ def embed(options: argparse.Namespace) -> None:
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
 
 
+def drift(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from steps import drift, register
+
+    version, far, lines = drift.report(options.model, options.sample, options.column, register.folders)
+    print("\n".join(lines), flush=True)
+    if options.start and far:
+        from flows import deploy
+
+        print(deploy.start_for_drift(version.recipe))
+
+
 def rollback(options: argparse.Namespace) -> None:
     command.quiet()
     from steps import history, journal, tracking
@@ -257,13 +274,7 @@ def worker(options: argparse.Namespace) -> None:
     prefect_settings()
     from flows import deploy
 
-    deploy.check_pool(options.pool)
-    # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
-    for signum in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(signum, signal.SIG_DFL)
-    os.environ[deploy.FOLDER] = os.getcwd()
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process",
-                              "--pool", options.pool])
+    deploy.work(options.pool)
 
 
 def prefect_settings() -> None:

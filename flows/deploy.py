@@ -3,6 +3,9 @@
 With pipeline.py the only import of prefect.
 """
 
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +32,7 @@ from steps import params
 from steps.schema import InputError, Recipe
 
 RETRAIN, STAGE = "retrain", "stage"         # the flows of pipeline.py, by their names
-TAG = "evergreen"
+TAG, DRIFT = "evergreen", "drift"
 HEARTBEAT = 30                              # seconds, the least that Prefect takes
 LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
 START = timedelta(minutes=10)               # for a worker to start what it has taken
@@ -158,15 +161,40 @@ def stage_pools() -> set[str]:
         return {name for flow, name, _ in deployed(client) if flow == STAGE}
 
 
-def check_pool(name: str) -> None:
-    """Raises InputError where the server has no such work pool, which a worker would wait for in vain."""
+def start_for_drift(recipe: str) -> str:
+    """Starts a retraining that decides nothing, unless drift has started one within its cool-down."""
+    hours = params.load().drift.cooldown_hours
     with server() as client:
         try:
-            client.read_work_pool(name)
+            found = client.read_deployment_by_name(f"{RETRAIN}/{recipe}")
         except ObjectNotFound:
-            known = ", ".join(sorted(pool.name for pool in client.read_work_pools(limit=200))) or "none"
-            raise InputError(f"the server has no work pool {name!r}; it has: {known}; make the project's with: "
+            raise InputError(f"the server has no deployment {RETRAIN}/{recipe}; make it with: "
                              "evergreen deploy") from None
+        since = datetime.now(UTC) - timedelta(hours=hours)
+        for run in client.read_flow_runs(flow_run_filter=filters.FlowRunFilter(
+                deployment_id=filters.FlowRunFilterDeploymentId(any_=[found.id]),
+                tags=filters.FlowRunFilterTags(all_=[DRIFT]),
+                expected_start_time=filters.FlowRunFilterExpectedStartTime(after_=since)), limit=1):
+            return f"no retraining: drift started {run.name} less than {hours:g} hours ago (drift.cooldown_hours)"
+        run = client.create_flow_run_from_deployment(found.id, parameters={"recipes": [recipe], "decide": False},
+                                                     tags=[TAG, DRIFT])
+    return f"retraining: {run.name}; it promotes nothing"
+
+
+def work(pool: str) -> None:
+    """Becomes a worker of the pool, in this clone. Raises InputError where the server has no such pool."""
+    with server() as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            known = ", ".join(sorted(found.name for found in client.read_work_pools(limit=200))) or "none"
+            raise InputError(f"the server has no work pool {pool!r}; it has: {known}; make the project's with: "
+                             "evergreen deploy") from None
+    # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
+    for signum in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
+    os.environ[FOLDER] = os.getcwd()
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool])
 
 
 @contextmanager

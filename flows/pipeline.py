@@ -163,7 +163,7 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
             project = params.load()
             stages = [s.name for s in graph.plan(project.targets(recipes))]
             if runtime.flow_run.run_count == 1 and not graph.stale(stages) and all(map(register.registered, recipes)):
-                return unchanged(recipes, approve)
+                return unchanged(recipes, approve, decide)
             preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
             set_slots(project)
             return retrained(recipes, approve, decide)
@@ -171,7 +171,7 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
         return Failed(message=str(error))
 
 
-def unchanged(recipes: list[str], approve: str | None) -> State:
+def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
     """What a scheduled run says where sources, parameters, code and environment are those of the last success.
 
     The rules of promotion and the time that a person has may be others, so the verdict is looked at.
@@ -180,8 +180,8 @@ def unchanged(recipes: list[str], approve: str | None) -> State:
     deploy.check_lease(runtime.flow_run.id)
     for recipe in recipes:
         version = register.registered(recipe)
-        _, state = promotion.decide(f"{recipe}@{version.number}", approve, attempt[recipe])
-        said.append(f"{recipe}@{version.number} ({state})")
+        name = f"{recipe}@{version.number}"
+        said.append(f"{name} ({promotion.decide(name, approve, attempt[recipe])[1]})" if decide else name)
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
 

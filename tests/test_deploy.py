@@ -136,6 +136,18 @@ def test_what_is_unchanged_is_not_run(fleet, asked):
     assert len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}})) == before
 
 
+def test_drift_starts_one_retraining_that_promotes_nothing(fleet, asked):
+    sample = fleet.folder / "sample.txt"
+    sample.write_text("washer washer washer washer\n" * 120)
+    said = fleet.head.evergreen("drift", "sts", str(sample), "--start").stdout
+    name = re.search(r"retraining: (\S+); it promotes nothing", said)[1]
+    (run,) = fleet.ask("/flow_runs/filter", flow_runs={"name": {"any_": [name]}})
+    assert run["parameters"] == {"recipes": ["sts"], "decide": False} and "drift" in run["tags"]
+    assert f"no retraining: drift started {name} less than 24 hours ago" in fleet.head.evergreen(
+        "drift", "sts", str(sample), "--start").stdout
+    assert fleet.until(run["id"], "COMPLETED", "FAILED", "CRASHED")["message"].endswith("nothing was trained; sts@1")
+
+
 def test_a_clone_with_changes_or_at_another_commit_is_refused_by_name(fleet, asked):
     """Neither clone trains: the one in charge, then the worker."""
     head, gpu = fleet.head, fleet.gpu
