@@ -83,7 +83,7 @@ def end_by_hand(fleet: Fleet, run: str) -> float:
 @pytest.mark.fault(16)
 def test_a_run_that_was_given_up_and_lives_registers_nothing(fleet):
     """The training is stopped while the server takes its run for dead, as one that is cut off looks."""
-    train_for_hours(fleet, 20)
+    train_for_hours(fleet, 300)
     run = training(fleet)
     (step,) = fleet.processes("steps.train")
     step.send_signal(signal.SIGSTOP)
@@ -103,7 +103,7 @@ def test_a_run_that_was_given_up_and_lives_registers_nothing(fleet):
 
 @pytest.mark.fault(17)
 def test_a_server_that_is_killed_for_30_s_loses_nothing(fleet):
-    train_for_hours(fleet, 1500)
+    train_for_hours(fleet, 500)
     run = training(fleet)
     fleet.kill("server")
     time.sleep(30)
