@@ -20,6 +20,10 @@ N ?= 40
 soak: setup
 	@.venv/bin/python -m benchmarks.soak --runs $(N)
 
+# Workers and servers of a small fleet killed, cut off and cancelled; ten minutes, mostly of waiting.
+fleet: setup
+	@.venv/bin/python -m pytest -n 0 -s tests/fleet_faults.py
+
 lint: setup
 	@.venv/bin/ruff check .
 
@@ -54,4 +58,4 @@ lock: setup
 	$(COMPILE) --all-extras --output-file requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file requirements.train.lock pyproject.toml
 
-.PHONY: demo test reliability soak lint ui stack stack-down setup lock
+.PHONY: demo test reliability soak fleet lint ui stack stack-down setup lock

@@ -14,6 +14,7 @@ PREFECT = {
     "PREFECT_HOME": str(HOME.absolute() / "prefect"),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",      # as `evergreen deploy` tells the server to expect it
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s | %(task_run_name)s | %(message)s",
 }
@@ -55,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=64, help="texts computed at once (64)")
     sub.add_argument("--append", action="store_true",
                      help="add to the vectors that OUTPUT has, which the same model must have made")
+    sub = add("drift", drift, "compare a sample of users' texts with what a version was trained on")
+    sub.add_argument("model", metavar="MODEL", help="sts, sts@3 or sts@champion")
+    sub.add_argument("sample", type=Path, metavar="FILE", help="a text file with a text on each line, or a CSV file")
+    sub.add_argument("--column", default="text", help="the column of a CSV file that holds the texts (text)")
+    sub.add_argument("--start", action="store_true", help="where it is far, start a retraining on the Prefect server")
     sub = add("rollback", rollback, "put the previous champion back, or another version")
     sub.add_argument("recipe", metavar="RECIPE")
     sub.add_argument("--to", type=int, metavar="VERSION", help="the version to put in charge (the champion before)")
@@ -76,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("version", metavar="VERSION", help="such as sts@2")
     sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
     sub.add_argument("name", metavar="NAME", help="the source's name in params.yaml")
+    add("deploy", deploy, "tell the Prefect server of PREFECT_API_URL the schedules and work pools of this project")
+    sub = add("worker", worker, "do in this clone what that server has for a work pool")
+    sub.add_argument("pool", metavar="POOL", help="work_pool of params.yaml, or one that dvc.yaml names")
     sub = add("ui", ui, "open the MLflow page on the project's store")
     sub.add_argument("--port", type=int, default=5000)
     return top
@@ -110,9 +119,7 @@ def run(options: argparse.Namespace) -> int:
         project.recipe(recipe)
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds}: must be at least 1")
-    command.quiet(offline=False)
-    os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
-
+    prefect_settings()
     from flows import report
     from steps import history
 
@@ -169,6 +176,18 @@ def embed(options: argparse.Namespace) -> None:
                                                 options.batch_size, options.append)
     warn(history.notice(options.model.partition("@")[0]))
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
+
+
+def drift(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from steps import drift, register
+
+    version, far, lines = drift.report(options.model, options.sample, options.column, register.folders)
+    print("\n".join(lines), flush=True)
+    if options.start and far:
+        from flows import deploy
+
+        print(deploy.start_for_drift(version.recipe))
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -248,6 +267,27 @@ def pin(options: argparse.Namespace) -> None:
 
     hub, before, commit = pin.pin(options.name)
     print(f"{hub}: {before} is {commit}, written to params.yaml")
+
+
+def deploy(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from flows import deploy
+
+    print("\n".join(deploy.deploy()))
+
+
+def worker(options: argparse.Namespace) -> None:
+    prefect_settings()
+    from flows import deploy
+
+    deploy.work(options.pool)
+
+
+def prefect_settings() -> None:
+    """What Prefect is told by the environment, before it is imported."""
+    command.quiet(offline=False)
+    os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 def ui(options: argparse.Namespace) -> None:

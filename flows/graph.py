@@ -170,16 +170,47 @@ def md5(path: Path) -> str:
 
 def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, options: Iterable[str], python: str,
                variables: Mapping[str, str]) -> str:
-    """The stage is a process group of its own, and every line it prints goes to `on_line` as it comes."""
-    environment = os.environ | command.QUIET | ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
-        checkpoint.DRIVEN: "yes", **variables}
     options = [*options] if folder else ["--single-item", *options]
+    variables = ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | variables
+    code, outcome, said = _dvc(name, ["repro", *options, name], on_line, folder, python, variables)
+    if code == 0:
+        if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
+            if not folder:
+                forget(name)
+            raise StageFailed(f"{name} is done, but DVC's cache could not take its outputs: {lost[0]}; free some, then "
+                              "run the same command again")
+        return outcome
+    errors = [s.removeprefix("error: ") for s in said if s.startswith("error: ")]
+    if errors and re.search(r"exited with 2$", "\n".join(said), re.MULTILINE):
+        raise InputError("\n".join(errors))
+    if code == -signal.SIGKILL or re.search(r"exited with (-9|137)$", "\n".join(said), re.MULTILINE):
+        raise StageKilled(f"{name} was killed by something outside, as happens where memory is short")
+    raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
+
+
+def transfer(how: str, names: Iterable[str], on_line: Callable[[str], None]) -> None:
+    """Lets the stages' outputs, and what DVC remembers of runs, go to the DVC remote (push) or come from it (pull)."""
+    names = list(names)
+    options = {"push": ["--run-cache"], "pull": ["--force"]}[how]
+    code, _, said = _dvc(f"dvc {how}", [how, *options, *names], on_line) if names else (0, "", [])
+    if code:
+        raise StageFailed(f"dvc {how} {' '.join(names)} failed:\n" + "\n".join(said[-5:]))
+
+
+def _dvc(what: str, arguments: list[str], on_line: Callable[[str], None], folder: Path | None = None,
+         python: str = sys.executable, variables: Mapping[str, str] | None = None) -> tuple[int, str, list[str]]:
+    """A DVC command in a process group of its own, every line of which goes to `on_line` as it comes.
+
+    Returns its exit status, what it did with a stage, and the lines.
+    """
+    environment = os.environ | command.QUIET | {
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
+        checkpoint.DRIVEN: "yes", **(variables or {})}
     with _lock:
         if _stopped.is_set():
-            raise StageFailed(f"{name} was not started: the run was stopped")
+            raise StageFailed(f"{what} was not started: the run was stopped")
         process = subprocess.Popen(
-            [python, "-c", DVC, "--wait-for-lock", "repro", *options, name], cwd=folder, env=environment,
+            [python, "-c", DVC, "--wait-for-lock", *arguments], cwd=folder, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True)
         _running.add(process)
@@ -199,39 +230,17 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
         with _lock:
             _running.discard(process)
         _end(process)
-    if process.returncode == 0:
-        if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
-            if not folder:
-                forget(name)
-            raise StageFailed(f"{name} is done, but DVC's cache could not take its outputs: {lost[0]}; free some, then "
-                              "run the same command again")
-        return outcome
-    if _stopped.is_set():
-        raise StageFailed(f"{name} was stopped")
-    errors = [s.removeprefix("error: ") for s in said if s.startswith("error: ")]
-    if errors and re.search(r"exited with 2$", "\n".join(said), re.MULTILINE):
-        raise InputError("\n".join(errors))
-    if process.returncode == -signal.SIGKILL or re.search(r"exited with (-9|137)$", "\n".join(said), re.MULTILINE):
+    if process.returncode and _stopped.is_set():
+        raise StageFailed(f"{what} was stopped")
+    if process.returncode == -signal.SIGKILL:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
-        raise StageKilled(f"{name} was killed by something outside, as happens where memory is short")
-    raise StageFailed(f"{name} failed:\n" + "\n".join(said[-15:]))
+    return process.returncode, outcome, said
 
 
 def forget(name: str) -> None:
     """Takes a stage out of dvc.lock, so that it runs again."""
-    with _repo().lock:
-        values = params.read(LOCK)
-        values["stages"].pop(name, None)
-        write_lock(values)
-
-
-def write_lock(values: dict) -> None:
-    from dvc.utils.serialize import dump_yaml
-
-    partial = LOCK.with_name(f".{LOCK.name}.partial")
-    dump_yaml(str(partial), values)
-    partial.replace(LOCK)
+    _change_lock(lambda stages: {other: section for other, section in stages.items() if other != name})
 
 
 @contextlib.contextmanager
@@ -247,13 +256,25 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
         stop()
         raise
     finally:
-        with _repo().lock:
-            values = params.read(LOCK) if LOCK.exists() else {"stages": {}}
-            stages = values["stages"]
-            order = dict.fromkeys([*known, *(s.name for s in plan), *stages])
-            values["stages"] = {name: stages[name] for name in order if name in stages}
-            if list(values["stages"]) != list(stages):
-                write_lock(values)
+        _change_lock(lambda stages: {name: stages[name] for name in dict.fromkeys(
+            [*known, *(s.name for s in plan), *stages]) if name in stages})
+
+
+def adopt(sections: Mapping[str, dict]) -> None:
+    """Takes another clone's records of stages into dvc.lock, so that their outputs can be pulled."""
+    _change_lock(lambda stages: stages | sections)
+
+
+def _change_lock(change: Callable[[dict], dict]) -> None:
+    from dvc.utils.serialize import dump_yaml
+
+    with _repo().lock:
+        values = params.read(LOCK) if LOCK.exists() else {"schema": "2.0", "stages": {}}
+        before, values["stages"] = values["stages"], change(values["stages"])
+        if list(values["stages"].items()) != list(before.items()):
+            partial = LOCK.with_name(f".{LOCK.name}.partial")
+            dump_yaml(str(partial), values)
+            partial.replace(LOCK)
 
 
 def mend() -> None:
@@ -278,6 +299,11 @@ def stop() -> None:
         running = list(_running)
     for process in running:
         _end(process)
+
+
+def stopped() -> bool:
+    """Whether the run was stopped."""
+    return _stopped.is_set()
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -1,27 +1,37 @@
-"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict; the only import of prefect."""
+"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict; and the flow of one stage.
+
+With deploy.py the only import of prefect.
+"""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.context import get_run_context
+from prefect.deployments import run_deployment
 from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.futures import wait
 from prefect.input import RunInput
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Failed, State
+from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import graph, notifications, promotion
-from steps import params, register
+from flows import deploy, graph, notifications, page, preflight, promotion, remote
+from steps import attempts, command, params, register, tracking
 from steps.schema import InputError
 
+CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
+TURN = 86_400.0                     # seconds that a run waits for its turn there
+POLL = 1.0                          # seconds between looks at a stage elsewhere
 _slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
 
 
@@ -32,31 +42,91 @@ class Approval(RunInput):
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_stage(name: str) -> str | State:
-    """Brings one stage up to date and says whether it ran, was restored or had nothing to do."""
+def run_stage(name: str, order: graph.Stage | None = None) -> str | State:
+    """Brings one stage up to date and says whether it ran, was restored or had nothing to do.
+
+    With an `order` it runs on the work pool that this names.
+    """
     logger = get_run_logger()
     try:
-        with _slots:
-            outcome = graph.reproduce(name, logger.info)
+        if order:
+            outcome = elsewhere(order, logger.info)
+        else:
+            with _slots:
+                outcome = graph.reproduce(name, logger.info)
     except (InputError, graph.StageFailed) as error:
         return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
     logger.info(outcome)
     return outcome
 
 
+def elsewhere(stage: graph.Stage, on_line: Callable[[str], None]) -> str:
+    """Lets a worker of the stage's pool make it, unless somebody has, and restores it here.
+
+    A worker that is lost has one more try, which continues from its checkpoint where it is the same machine.
+    """
+    if known := remote.bring_back(stage.name, on_line):
+        return known
+    order = remote.order(stage, on_line)
+    for last in (False, True):
+        state = on_pool(stage, order, on_line)
+        if state.is_completed():
+            break
+        if last or not state.is_crashed():
+            raise graph.StageFailed(f"{stage.name} on the work pool {stage.work_pool}: {state.name}: {state.message}")
+        on_line(f"the worker was lost ({state.message}); once more")
+    if remote.bring_back(stage.name, on_line) is None:
+        raise graph.StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that "
+                                "both clones have the same default DVC remote")
+    return f"ran on {stage.work_pool}"
+
+
+def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> State:
+    """The state in which the run of the stage's flow ended on its work pool; where this run is stopped, so is that."""
+    child = run_deployment(f"{deploy.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
+                           flow_run_name=f"{stage.name} of {runtime.flow_run.name}")
+    on_line(f"on the work pool {stage.work_pool}: {url_for(child) or child.name}")
+    with get_client(sync_client=True) as client:
+        while True:
+            state = deploy.patiently(lambda: client.read_flow_run(child.id)).state
+            if state.is_final():
+                return state
+            if graph.stopped():
+                client.set_flow_run_state(child.id, Cancelling())
+                raise graph.StageFailed(f"{stage.name} was stopped")
+            time.sleep(POLL)
+
+
+@flow(name=deploy.STAGE, persist_result=False)
+def stage(stage: str, commit: str, params_sha256: str, upstream: dict) -> State:
+    """One stage, for the machine in charge of another clone; what it makes goes to the DVC remote."""
+    try:
+        with command.only_one(CLONE, "this folder", TURN):
+            graph.mend()
+            outcome = remote.carry_out(stage, commit, params_sha256, upstream, get_run_logger().info)
+    except (InputError, graph.StageFailed) as error:
+        return Failed(message=str(error))
+    return Completed(message=f"{stage} {outcome}")
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
-def register_model(recipe: str) -> dict:
+def register_model(recipe: str, attempt: str) -> dict | State:
     """Registers what the recipe's stages left; the same version when nothing changed."""
-    version = register.register(recipe)
+    try:
+        deploy.check_lease(runtime.flow_run.id)
+        version = register.register(recipe, attempt)
+    except InputError as error:
+        return Failed(message=str(error), data=error)
     get_run_logger().info("version %s %s", version.number, "registered" if version.created else "was there already")
     return {"version": version.number, "run_id": version.run_id, "created": version.created}
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def decide_on(recipe: str, number: int, approve: str | None) -> str | State:
+def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> str | State:
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
     try:
-        state = promotion.decide(f"{recipe}@{number}", approve)[1]
+        deploy.check_lease(runtime.flow_run.id)
+        state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]
     except InputError as error:
         return Failed(message=str(error), data=error)
     get_run_logger().info("%s", promotion.text(recipe, number))
@@ -64,41 +134,92 @@ def decide_on(recipe: str, number: int, approve: str | None) -> str | State:
 
 
 def confirm(recipe: str, number: int) -> None:
-    """Pauses the flow until a person answers on the server's page, or the time is over; then the verdict is a hold."""
+    """Asks a person on the server's page; where nobody answers in time the verdict is a hold.
+
+    The run of a deployment is suspended: its process ends, and another goes on from here when there is an answer.
+    Another run is paused.
+    """
     hours = params.load().recipe(recipe).gate.approval.hours
     get_run_logger().info("waits %g hours for a person: %s", hours, url_for(get_run_context().flow_run))
+    ask = {"wait_for_input": Approval, "timeout": round(3600 * hours), "key": f"{recipe}-{number}"}
     try:
-        answer = "yes" if pause_flow_run(wait_for_input=Approval, timeout=round(3600 * hours)).promote else "no"
+        answer = suspend_flow_run(**ask) if runtime.deployment.id else pause_flow_run(**ask)
+        said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:
-        answer = "lapsed"
-    promotion.decide(f"{recipe}@{number}", answer)
+        said = "lapsed"
+    promotion.decide(f"{recipe}@{number}", said)
 
 
-@flow(name="retrain", persist_result=False)      # stored results are pickles
+@flow(name=deploy.RETRAIN, persist_result=False)      # stored results are pickles
 def retrain(recipes: list[str], approve: str | None = None, decide: bool = True) -> dict | State:
     """Every recipe's stages, siblings side by side, its registration and its verdict. Names the first failure."""
+    if not runtime.deployment.id:
+        return retrained(recipes, approve, decide)
     try:
-        stages = {}
-        plan = graph.plan(params.load().targets(recipes))
+        with command.only_one(CLONE, "this folder", TURN):
+            graph.mend()
+            for line in deploy.sweep():
+                get_run_logger().warning(line)
+            project = params.load()
+            stages = [s.name for s in graph.plan(project.targets(recipes))]
+            if runtime.flow_run.run_count == 1 and not graph.stale(stages) and all(map(register.registered, recipes)):
+                return unchanged(recipes, approve, decide)
+            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
+            set_slots(project)
+            return retrained(recipes, approve, decide)
+    except InputError as error:
+        return Failed(message=str(error))
+
+
+def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
+    """What a scheduled run says where sources, parameters, code and environment are those of the last success.
+
+    The rules of promotion and the time that a person has may be others, so the verdict is looked at.
+    """
+    said, attempt = [], begin(recipes)
+    deploy.check_lease(runtime.flow_run.id)
+    for recipe in recipes:
+        version = register.registered(recipe)
+        name = f"{recipe}@{version.number}"
+        said.append(f"{name} ({promotion.decide(name, approve, attempt[recipe])[1]})" if decide else name)
+    return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
+                             f"nothing was trained; {', '.join(said)}")
+
+
+def begin(recipes: list[str]) -> dict[str, str]:
+    """{recipe: this run's attempt}; a run that goes on after it was suspended begins another."""
+    found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id} {runtime.flow_run.run_count}"
+    return {recipe: attempts.begin(found, recipe, who) for recipe in recipes}
+
+
+def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | State:
+    try:
+        project, attempt, stages = params.load(), begin(recipes), {}
+        plan = graph.plan(project.targets(recipes))
+        away = pools(plan, project.work_pool)
         with graph.lock_in_order(plan):
             for stage in plan:
                 stages[stage.name] = run_stage.with_options(name=stage.name, task_run_name=stage.name).submit(
-                    stage.name, wait_for=[stages[u] for u in stage.upstream])
+                    stage.name, stage if stage.work_pool in away else None,
+                    wait_for=[stages[u] for u in stage.upstream])
             wait([*stages.values()])    # a version holds the whole dvc.lock, so no stage may write it any more
         versions, verdicts = {}, {}
         order = [s.name.removeprefix("train@") for s in plan if s.name.startswith("train@")]
         for recipe in (r for r in order if r in recipes and stages[f"evaluate@{r}"].state.is_completed()):
             versions[recipe] = register_model.with_options(
-                name=f"register@{recipe}", task_run_name=f"register@{recipe}").submit(recipe)
+                name=f"register@{recipe}", task_run_name=f"register@{recipe}").submit(recipe, attempt[recipe])
             versions[recipe].wait()     # a parent is registered before its children, whose versions name it
             if decide and versions[recipe].state.is_completed():
                 number = versions[recipe].result()["version"]
                 verdicts[recipe] = decide_on.with_options(
-                    name=f"promote@{recipe}", task_run_name=f"promote@{recipe}").submit(recipe, number, approve)
+                    name=f"promote@{recipe}", task_run_name=f"promote@{recipe}").submit(
+                        recipe, number, approve, attempt[recipe])
                 verdicts[recipe].wait()
+        show(stages, versions)
         for recipe, verdict in verdicts.items():
             if verdict.state.is_completed() and verdict.result().startswith(promotion.WAITING) and on_a_server():
                 confirm(recipe, versions[recipe].result()["version"])
+                show(stages, versions)
         for future in (*stages.values(), *versions.values(), *verdicts.values()):
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
@@ -111,9 +232,37 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
         raise
 
 
+def show(stages: dict, versions: dict) -> None:
+    """Puts what happened on the run's page of a server."""
+    if on_a_server():
+        outcomes = {name: future.result() if future.state.is_completed() else
+                    f"{future.state.name}: {(future.state.message or '').partition(chr(10))[0]}"
+                    for name, future in stages.items()}
+        numbers = {recipe: future.result()["version"] for recipe, future in versions.items()
+                   if future.state.is_completed()}
+        deploy.show(runtime.flow_run.id, page.page(outcomes, numbers))
+
+
+def pools(plan: list[graph.Stage], own: str) -> set[str]:
+    """The work pools to which the server deploys our stages, of those that they ask for; the others run here."""
+    wanted = {stage.work_pool for stage in plan} - {None, own}
+    if not (wanted and on_a_server()):
+        return set()
+    there = wanted & deploy.stage_pools()
+    for pool in wanted - there:
+        get_run_logger().info("the server has no deployment %s/%s, so its stages run here; make it with: "
+                              "evergreen deploy", deploy.STAGE, pool)
+    return there
+
+
 def on_a_server() -> bool:
     """Whether the run is recorded on a server that people look at, not on a temporary one."""
     return "PREFECT_API_URL" in os.environ
+
+
+def set_slots(project: params.Project) -> None:
+    global _slots
+    _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // project.threads))
 
 
 def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callable[[], None]) -> dict:
@@ -121,8 +270,7 @@ def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callab
 
     `get_ready` is called while the server starts, and is done when the flow begins.
     """
-    global _slots
-    _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // params.load().threads))
+    set_slots(params.load())
     settings = {}
     with ThreadPoolExecutor(1) as beside:       # another core has time while the server starts
         ready = beside.submit(get_ready)

@@ -6,7 +6,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows import seeds
-from steps import gate, history, journal, params, provenance, recipes, register, registry, tracking, verdicts
+from steps import (
+    attempts,
+    gate,
+    history,
+    journal,
+    params,
+    provenance,
+    recipes,
+    register,
+    registry,
+    tracking,
+    verdicts,
+)
 from steps.gate import Evidence, Pair
 from steps.registry import Version
 from steps.schema import InputError, Recipe
@@ -15,18 +27,20 @@ WAITING = "waiting since "
 DECIDED, NOTED, PROMOTED, REFUSED, LAPSED = "decided", "noted", "promoted", "refused", "lapsed"
 
 
-def decide(name: str, approve: str | None = None) -> tuple[int, str]:
+def decide(name: str, approve: str | None = None, attempt: str | None = None) -> tuple[int, str]:
     """Decides on a recipe's challenger, or on `sts@3`; returns the version and the state of its verdict.
 
     `approve` is auto, ask, a person's answer yes or no, or lapsed; else the policy of params.yaml. A verdict that was
     reached before on the same things is not measured again. What was in charge once comes back by an answer alone, so
     that a schedule does not undo a rollback. A champion that was put in charge unjudged is judged now, and stays.
+    Raises InputError where a newer `attempt` than this has begun.
     """
     recipe, _, which = name.partition("@")
     project, found = params.load(), tracking.client()
     settings = project.recipe(recipe)
     approve = approve or settings.gate.approval.policy
     with history.deciding(recipe):
+        attempts.check(found, recipe, attempt)
         challenger = registry.find(found, recipe, which or registry.ALIAS)
         if challenger is None:
             raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
@@ -49,6 +63,7 @@ def decide(name: str, approve: str | None = None) -> tuple[int, str]:
         if kept is None:
             kept, state = case.judge(), DECIDED
             evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+        attempts.check(found, recipe, attempt)      # scoring takes a while
         return version.number, settle(found, version, tags, kept, evidence, state, approve, settings)
 
 

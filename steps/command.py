@@ -14,6 +14,7 @@ from typing import NoReturn
 from steps.schema import InputError
 
 LOCKS = Path(".evergreen/locks")
+NOT_MADE = "neither DVC's cache nor the remote has it"        # said in place of a step where EVERGREEN_STEPS is none
 WAIT = 8.0          # seconds for another writer of the same output to end, before it is named
 
 QUIET = {
@@ -64,6 +65,8 @@ def main(body: Callable[[Sequence[str]], None], offline: bool = True, writer: bo
     die_with_parent()
 
     def alone(arguments: Sequence[str]) -> None:
+        if os.environ.get("EVERGREEN_STEPS") == "none":
+            raise InputError(NOT_MADE)
         with only_writer(arguments if writer else ()):
             body(arguments)
 

@@ -12,6 +12,7 @@ from steps.schema import (
     PARAMS,
     InputError,
     Name,
+    Part,
     Positive,
     Recipe,
     Reference,
@@ -24,10 +25,26 @@ from steps.sources import BaseModels, Datasets, Published
 RECIPES = Path(__file__).parent / "recipes"
 
 
+class Drift(Strict):
+    """When a sample of what users send counts as other than what a version was trained on: the limits of distances."""
+
+    rows: Positive              # texts compared, at most, of both
+    min_rows: Positive          # below it nothing is said
+    draws: Annotated[int, Field(ge=20)]     # random divisions of the texts, all of which must be nearer
+    seed: Annotated[int, Field(ge=0)]
+    length: Part
+    vocabulary: Part
+    labels: Part
+    centroid: Annotated[float, Field(ge=0.0, le=2.0)]
+    cooldown_hours: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
 class Project(Strict):
     seed: Annotated[int, Field(ge=0)]
     threads: Positive
     checkpoint_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    work_pool: Name
+    drift: Drift
     datasets: Datasets
     base_models: BaseModels
     published: Published = Field(default_factory=Published)

@@ -27,20 +27,25 @@ def digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def git(*arguments: str) -> str | None:
+    """What git says, or None where it says no or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None
+
+
 def git_commit() -> str:
     """HEAD's hash, with '+changes' where tracked files but dvc.lock differ; 'none' outside a repository."""
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
     head = git("rev-parse", "HEAD")
-    if head is None:
-        return "none"
-    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock",
-                       ":!published/dvc.lock") else "")
+    return "none" if head is None else head + ("+changes" if changed_files() else "")
+
+
+def changed_files() -> list[str]:
+    """The tracked files that differ from the commit, but dvc.lock, which every run writes."""
+    listed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!published/dvc.lock")
+    return [line[3:] for line in (listed or "").splitlines()]
 
 
 def environment() -> str:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps import command, explain, params, plots, provenance, recipes, registry, scores, seen, tracking
+from steps import attempts, command, explain, params, plots, provenance, recipes, registry, scores, seen, tracking
 from steps.registry import Version
 from steps.schema import InputError, Recipe
 
@@ -48,14 +48,18 @@ def registered(recipe: str) -> Version | None:
     return registry.version_of(tracking.client(), recipe, *identity(recipe))
 
 
-def register(recipe: str) -> Version:
-    """Makes the version, or finds the one of the same weights and evaluation, and names it challenger."""
+def register(recipe: str, attempt: str | None = None) -> Version:
+    """Makes the version, or finds the one of the same weights and evaluation, and names it challenger.
+
+    Raises InputError where a newer attempt than this has begun; None is a person's own command.
+    """
     project = params.load()
     settings = project.recipe(recipe)
     at = folders(recipe)
     found = tracking.client()
     model, evaluation = identity(recipe)
     with registry.registering():
+        attempts.check(found, recipe, attempt)
         if version := registry.version_of(found, recipe, model, evaluation):
             if registry.ALIAS not in version.aliases:
                 registry.set_alias(found, recipe, version.number)
@@ -75,7 +79,7 @@ def register(recipe: str) -> Version:
             "evaluation_sha256": evaluation,
             "git_commit": provenance.git_commit(),
             "dvc_lock_sha256": provenance.sha256(DVC_LOCK) if DVC_LOCK.exists() else "none",
-            "params_sha256": provenance.digest([project.seed, project.threads, settings.model_dump(exclude={"gate"})]),
+            "params_sha256": provenance.digest([project.seed, project.threads, settings.what_makes_it()]),
             "environment_sha256": provenance.environment(),
             **tracking.dataset_tags(summary["source"]),
             "test_sha256": provenance.sha256(at["data"] / "test.arrow"),
@@ -101,6 +105,7 @@ def register(recipe: str) -> Version:
                          [*files, params.PARAMS, DVC_LOCK, *provenance.LOCKS, *images], {"model_card.md": card},
                          tags | hashes)
         version = registry.register(found, recipe, settings.kind, run_id, at["model"], example(at["test"]), tags, card)
+        attempts.check(found, recipe, attempt)
         registry.set_alias(found, recipe, version.number)
         return registry.read_version(found, recipe, version.number, created=True)
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -161,6 +162,31 @@ class Evaluate(Strict):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
 
 
+class Schedule(Strict):
+    """When a server starts a recipe's run: `cron` in five fields, or every `interval` seconds, in a time zone."""
+
+    cron: str | None = None
+    interval: Positive | None = None
+    timezone: str                                   # such as Europe/Paris
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_a_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("must be a time zone such as Europe/Paris or UTC") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_two(self):
+        if (self.cron is None) == (self.interval is None):
+            raise ValueError("needs one of cron and interval")
+        if self.cron is not None and len(self.cron.split()) != 5:
+            raise ValueError("cron has five fields: minute, hour, day of the month, month, day of the week")
+        return self
+
+
 class Task(Strict):
     """Another held-out set a recipe's model is scored on: `test` and `dev` name splits of the recipe's suite."""
 
@@ -182,6 +208,7 @@ class Recipe(Strict):
     train: Any
     evaluate: Evaluate
     gate: Any                                       # gate.Rules: when a new model takes the champion's place
+    schedule: Schedule | None = None                # when a server retrains it; only by hand where none
 
     @field_validator("gate")
     @classmethod
@@ -211,6 +238,11 @@ class Recipe(Strict):
             found[name] = validate(tasks.get(task).Entry, entry,
                                    f"recipes.{cls.__module__.rpartition('.')[2]}.tasks.{name}.")
         return found
+
+
+    def what_makes_it(self) -> dict[str, Any]:
+        """The values that change a version: all but when it is made and when it is promoted."""
+        return self.model_dump(exclude={"gate", "schedule"})
 
 
 class Unlabelled(Recipe):

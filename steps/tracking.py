@@ -161,7 +161,7 @@ def describe(found, run_id: str, settings: Recipe, project: params.Project, summ
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 
-    flat = {"seed": project.seed, "threads": project.threads} | params.flatten(settings.model_dump(exclude={"gate"}))
+    flat = {"seed": project.seed, "threads": project.threads} | params.flatten(settings.what_makes_it())
     source = summary["source"]
     tags = {
         "git_commit": provenance.git_commit(), **dataset_tags(source),

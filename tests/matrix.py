@@ -83,7 +83,8 @@ class Results:
 
 def main() -> int:
     results = Results()
-    code = pytest.main(["-m", "fault or guard", "--durations=0", "--kills=20", *sys.argv[1:]], plugins=[results])
+    code = pytest.main(["-m", "fault or guard", "--durations=0", "--kills=20", "tests", "tests/fleet_faults.py",
+                        *sys.argv[1:]], plugins=[results])
     print(f"written to {PAGE}")
     return int(code)
 

@@ -56,7 +56,7 @@ def test_no_number_hides_in_a_default_but_those_that_change_nothing():
     defaults = {name.partition(".")[2]: field.get_default(call_default_factory=True)
                 for name, field in fields.items() if not field.is_required()}
     assert defaults == {
-        "tasks": {}, "header": None, "limit": None, "subset": None, "source": None}
+        "tasks": {}, "header": None, "limit": None, "subset": None, "source": None, "schedule": None}
 
 
 @pytest.mark.parametrize("keys, value, said", [
@@ -71,6 +71,9 @@ def test_no_number_hides_in_a_default_but_those_that_change_nothing():
     ("recipes/mlm/train/mask_ratio", GONE, "recipes.mlm.train.mask_ratio is missing"),
     ("teachers/translations/batch_size", GONE, "teachers.translations.batch_size is missing"),
     ("references", {"x": {"model": "models/sts"}}, "references.x.recipe is missing"),
+    ("recipes/sts/schedule", {"cron": "0 2 * * *"}, "recipes.sts.schedule.timezone is missing"),
+    ("recipes/sts/schedule", {"interval": 60, "timezone": "Mars/Base"},
+     "recipes.sts.schedule.timezone = 'Mars/Base': must be a time zone such as Europe/Paris or UTC"),
 ])
 def test_unknown_and_missing_keys_are_named(tmp_path, keys, value, said):
     assert refusal(path := edited(tmp_path, keys, value)).startswith(f"{path}: {said}")
@@ -123,6 +126,11 @@ def test_unknown_and_missing_keys_are_named(tmp_path, keys, value, said):
     ("recipes.mlm.train.mask_ratio", 0.0, "Input should be greater than 0"),
     ("recipes.multilingual.train.metric", "loss", "Input should be 'mean_accuracy' or 'negative_mse'"),
     ("teachers.translations.max_length", 4, "Input should be greater than or equal to 8"),
+    # schedules
+    ("recipes.sts.schedule", {"timezone": "UTC"}, "needs one of cron and interval"),
+    ("recipes.sts.schedule", {"cron": "0 2 * * *", "interval": 9, "timezone": "UTC"}, "needs one of cron and interval"),
+    ("recipes.sts.schedule", {"cron": "nightly", "timezone": "UTC"}, "cron has five fields: minute, hour, "),
+    ("work_pool", "c pu", "a name has letters, digits, "),
     # upstream stages that nothing makes
     ("recipes.sts.suite", "data/raw/none", "no such stage; known: data/raw/"),
     ("recipes.multilingual.dataset", "data/taught/none", "no such stage; known: data/raw/"),

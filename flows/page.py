@@ -1,0 +1,35 @@
+"""What a run did -> Markdown for its page on the Prefect server: stages, scores, verdicts, links to MLflow."""
+
+import re
+from collections.abc import Mapping
+
+from flows import promotion
+from steps import params, register, registry, scores, tracking
+
+
+def page(stages: Mapping[str, str], versions: Mapping[str, int]) -> str:
+    """`stages` says what became of each stage; `versions` names the version of each recipe that came so far."""
+    lines = []
+    for recipe, number in versions.items():
+        lines += [*version(recipe, number), ""]
+    lines += ["| stage | |", "|---|---|", *(f"| `{name}` | {outcome} |" for name, outcome in stages.items()), ""]
+    return "\n".join(lines)
+
+
+def version(recipe: str, number: int) -> list[str]:
+    """The version with its scores and the verdict on it."""
+    found, project = tracking.client(), params.load()
+    held = registry.read_version(found, recipe, number)
+    settings = project.recipe(recipe)
+    tables = scores.tables(recipe, settings, register.folders(recipe)["test"], register.references(recipe, project))
+    return [f"## {link(f'{recipe}@{number}', f'models/{recipe}/versions/{number}')}", "",
+            f"aliases: {', '.join(held.aliases) or 'none'}; run "
+            f"{link(held.run_id, f'experiments/{tracking.experiment(found, recipe)}/runs/{held.run_id}')}", "",
+            *(line for table in tables for line in scores.markdown(table, settings.evaluate.confidence)),
+            "```text", promotion.text(recipe, number), "```"]
+
+
+def link(text: str, path: str) -> str:
+    """A link to MLflow's page, where the store is a server."""
+    uri = re.sub(r"//[^/@]*@", "//", tracking.uri()).rstrip("/")      # without user and password
+    return f"[{text}]({uri}/#/{path})" if uri.startswith("http") else text

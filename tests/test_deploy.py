@@ -1,0 +1,163 @@
+"""`evergreen deploy` on a real server, and a scheduled run whose training is another clone's, approved by a person."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from steps import params
+from tests.conftest import digests
+from tests.fleet import Fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, tiny_model, environment):
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), tiny_model, environment)
+    try:
+        fleet.first = fleet.head.evergreen("deploy").stdout
+        fleet.start_workers()
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture(scope="module")
+def asked(fleet) -> str:
+    """The id of a run that has trained and waits for a person."""
+    run = fleet.begin()
+    assert fleet.until(run, "PAUSED", "FAILED", "CRASHED", "COMPLETED")["name"] == "Suspended", fleet.logs(run)
+    return run
+
+
+@pytest.mark.parametrize("url, said", [
+    ("", "PREFECT_API_URL is not set"), ("http://127.0.0.1:9/api", "does not answer"), ("{}/nothing", "answers 404")])
+def test_a_server_that_is_not_there_is_named(fleet, url, said):
+    done = fleet.head.evergreen("deploy", check=False, PREFECT_API_URL=url.format(fleet.api))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_deploying_makes_pools_deployments_and_automations(fleet):
+    assert fleet.first.splitlines() == [
+        "work pool cpu: made (process)",
+        "work pool gpu: made (process)",
+        "deployment retrain/sts: 0 2 * * * (Europe/Paris) on cpu",
+        "deployment stage/gpu: stages that run on gpu",
+        "automation evergreen: lost: after 75 s",
+        "automation evergreen: not started: after 600 s"]
+    made = fleet.deployments()["sts"]
+    (when,) = made["schedules"]
+    assert (when["schedule"]["cron"], when["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Paris")
+    assert made["global_concurrency_limit"]["limit"] == 1
+    assert made["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_deploying_again_changes_and_removes_what_the_project_has_no_more(fleet):
+    """A recipe without a schedule can be run by hand; one that is gone has no deployment."""
+    head = fleet.head
+    before, values = {name: found["id"] for name, found in fleet.deployments().items()}, head / "params.yaml"
+    text = values.read_text()
+    try:
+        head.change(lambda v: v["recipes"]["sts"].update(schedule={"interval": 3600, "timezone": "UTC"}))
+        (head / "steps/recipes/more.py").write_text((head / "steps/recipes/sts.py").read_text())
+        head.change(lambda v: v["recipes"].update(more={k: w for k, w in v["recipes"]["sts"].items()
+                                                        if k != "schedule"}))
+        said = head.evergreen("deploy").stdout
+        assert "work pool cpu: there" in said
+        assert "deployment retrain/more: by hand, no schedule" in said
+        assert "deployment retrain/sts: every 3600 s (UTC) on cpu" in said
+        assert fleet.deployments()["sts"]["id"] == before["sts"]
+        assert fleet.deployments()["more"]["schedules"] == []
+    finally:
+        values.write_text(text)
+        (head / "steps/recipes/more.py").unlink(missing_ok=True)
+    said = head.evergreen("deploy").stdout
+    assert "deployment retrain/more: removed, for the project has no such recipe any more" in said
+    assert {name: found["id"] for name, found in fleet.deployments().items()} == before
+    assert [s["schedule"].get("cron") for s in fleet.deployments()["sts"]["schedules"]] == ["0 2 * * *"]
+    assert len(fleet.ask("/automations/filter", limit=50)) == 2
+
+
+def test_a_worker_of_an_unknown_pool_is_refused(fleet):
+    done = fleet.head.evergreen("worker", "tpu", check=False)
+    assert done.returncode == 2
+    assert "no work pool 'tpu'; it has: cpu, gpu" in done.stderr
+
+
+@pytest.mark.fault(15)
+def test_what_died_before_there_was_a_server_to_notice_is_swept(fleet):
+    """A run and its task that say Running, without a sign of life."""
+    flow = fleet.ask("/deployments/name/retrain/sts")["flow_id"]
+    run = fleet.ask("/flow_runs/", flow_id=flow, name="dead", state={"type": "RUNNING"})["id"]
+    fleet.ask("/task_runs/", flow_run_id=run, name="train@sts", task_key="a", dynamic_key="0",
+              state={"type": "RUNNING"})
+    said = fleet.head.run(sys.executable, "-c", "from datetime import timedelta; from flows import deploy; "
+                          "deploy.LEASE = timedelta(0); print(*deploy.sweep())").stdout
+    assert "run dead: given up, no sign of life since" in said and "task train@sts: given up" in said
+    assert (fleet.state(run)["type"], fleet.tasks(run)) == ("CRASHED", {"train@sts": "CRASHED"})
+
+
+def test_training_is_the_workers_and_dvc_lock_that_of_a_local_run(fleet, asked, finished):
+    there = fleet.stage_run("train@sts")
+    assert fleet.state(there)["message"] == "train@sts ran"
+    assert re.search(r"epoch +train loss +dev loss", fleet.logs(there))
+    assert "train@sts" not in [t for t, state in fleet.tasks(asked).items() if state != "COMPLETED"]
+    assert "epoch  " not in fleet.logs(asked)
+    assert (fleet.head / "dvc.lock").read_bytes() == (finished / "dvc.lock").read_bytes()
+    assert digests(fleet.head.folder) == digests(finished.folder)
+
+
+def test_the_runs_page_shows_stages_scores_and_verdict(fleet, asked):
+    (page,) = fleet.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [asked]}})
+    score = json.loads((fleet.head / "evaluation/sts/test/metrics.json").read_text())["spearman_cosine"]["model"]
+    for expected in ("## sts@1", "| `train@sts` | ran on gpu |", "| `prepare@sts` | ran |",
+                     f"| new model | {score:.4f} |", "sts@1 against the base model: PROMOTE"):
+        assert expected in page["data"]
+
+
+def test_a_suspended_run_keeps_no_process_and_goes_on_with_the_answer(fleet, asked):
+    fleet.poll(lambda: not fleet.processes("prefect.engine"), 30)
+    fleet.ask(f"/flow_runs/{asked}/resume", run_input={"promote": True})
+    assert fleet.until(asked, "COMPLETED", "FAILED", "CRASHED")["type"] == "COMPLETED", fleet.logs(asked)
+    assert "sts@1 is the champion" in fleet.head.evergreen("promote", "sts").stdout
+    pages = fleet.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [asked]}})
+    assert len(pages) == 1 and "aliases: challenger, champion" in pages[0]["data"]
+
+
+def test_what_is_unchanged_is_not_run(fleet, asked):
+    """The workers may have been told of one run twice: of two at once the second is cancelled by the server."""
+    before = len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}}))
+    runs = [fleet.begin() for _ in range(3)]
+    ends = [fleet.until(run, "COMPLETED", "CANCELLED", "FAILED", "CRASHED") for run in runs]
+    assert sorted(end["type"] for end in ends) == ["CANCELLED", "CANCELLED", "COMPLETED"]
+    (done,) = (end for end in ends if end["type"] == "COMPLETED")
+    assert done["message"].startswith("unchanged: ") and "nothing was trained; sts@1 (promoted)" in done["message"]
+    assert len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}})) == before
+
+
+def test_drift_starts_one_retraining_that_promotes_nothing(fleet, asked):
+    sample = fleet.folder / "sample.txt"
+    sample.write_text("washer washer washer washer\n" * 120)
+    said = fleet.head.evergreen("drift", "sts", str(sample), "--start").stdout
+    name = re.search(r"retraining: (\S+); it promotes nothing", said)[1]
+    (run,) = fleet.ask("/flow_runs/filter", flow_runs={"name": {"any_": [name]}})
+    assert run["parameters"] == {"recipes": ["sts"], "decide": False} and "drift" in run["tags"]
+    assert f"no retraining: drift started {name} less than 24 hours ago" in fleet.head.evergreen(
+        "drift", "sts", str(sample), "--start").stdout
+    assert fleet.until(run["id"], "COMPLETED", "FAILED", "CRASHED")["message"].endswith("nothing was trained; sts@1")
+
+
+def test_a_clone_with_changes_or_at_another_commit_is_refused_by_name(fleet, asked):
+    """Neither clone trains: the one in charge, then the worker."""
+    head, gpu = fleet.head, fleet.gpu
+    head.edit("seed", 7)
+    run = fleet.begin()
+    assert fleet.until(run, "COMPLETED", "FAILED", "CRASHED")["type"] == "FAILED"
+    assert "tracked files differ from the last commit: params.yaml" in fleet.state(run)["message"]
+    head.git("commit", "-qam", "Other seed")
+    run = fleet.begin()
+    assert fleet.until(run, "COMPLETED", "FAILED", "CRASHED")["type"] == "FAILED"
+    here, there = (clone.git("rev-parse", "HEAD").stdout.strip() for clone in (gpu, head))
+    assert f"this clone stands at commit {here}, the caller at {there}" in fleet.state(run)["message"]
+    assert params.read(gpu / "dvc.lock")["stages"]["train@sts"]["params"]["params.yaml"]["seed"] == 42
