@@ -243,9 +243,8 @@ def write_environment(stack: Stack) -> None:
 
 def deploy(stack: Stack) -> None:
     """What runs on the stack: deployments of params.yaml and notifications, both brought up to date."""
-    evergreen, variables = [sys.executable, "-m", "flows.cli"], os.environ | command.QUIET | stack.client()
-    if "deploy" in (command_output(*evergreen, "--help") or ""):
-        subprocess.run([*evergreen, "deploy"], env=variables, check=True)
+    variables = os.environ | command.QUIET | stack.client()
+    subprocess.run([sys.executable, "-m", "flows.cli", "deploy"], env=variables, check=True)
     if os.environ.get("EVERGREEN_WEBHOOK"):
         subprocess.run([sys.executable, "-m", "flows.notifications"], env=variables, check=True)
 
