@@ -297,6 +297,8 @@ def test_other_seeds_of_the_same_training_widen_the_interval(store, shelf):
 def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen):
     done = evergreen("promote", "sts@1", "--yes")
     assert done.code == 0 and done.out.startswith("sts@1 against the base model: PROMOTE\n")
+    assert done.out.splitlines()[1].startswith("  spearman_cosine 1.0000 (1.0000 to 1.0000) on 24 test rows; the base ")
+    assert f"  as a page: verdicts/{document(store, GOOD, 'html').name} of run " in done.out
     assert done.out.endswith("  sts@1 is the champion\n")
     assert evergreen("promote", "sts@9").err == (
         "error: sts has no version 9 to decide on; make one: evergreen run sts\n")
