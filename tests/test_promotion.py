@@ -1,8 +1,10 @@
 """Real versions in a real store: a planted gain takes the champion's place, a planted loss does not, nor does doubt."""
 
 import contextlib
+import io
 import json
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -215,6 +217,20 @@ def test_a_promotion_that_a_person_confirms_waits_for_the_answer(store, answer, 
     assert "it waits for a person" in promotion.text("sts", GOOD)
     assert (promotion.decide("sts@1", answer)[1], in_charge(store)) == (state, champion)
     assert (promotion.decide("sts@1", "ask")[1], in_charge(store)) == (state, champion)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("y\n", "sts@1 is the champion"), ("\n", "a person refused: sts has no champion yet"),
+    ("", "it waits for a person: sts has no champion yet")])
+def test_who_sits_at_the_terminal_is_asked_and_no_answer_is_none(store, evergreen, monkeypatch, typed, said):
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    done = evergreen("promote", "sts@1", "--approve", "ask")
+    assert "promote sts@1? [y/N] " in done.out and done.out.splitlines()[-1].startswith(f"  {said}")
 
 
 def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
