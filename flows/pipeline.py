@@ -19,7 +19,7 @@ from prefect.states import Failed, State
 from prefect.utilities.urls import url_for
 
 from flows import graph, promotion
-from steps import params, register
+from steps import history, params, register
 from steps.schema import InputError
 
 _slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
@@ -55,6 +55,8 @@ def register_model(recipe: str) -> dict:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def decide_on(recipe: str, number: int, approve: str | None) -> str | State:
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
+    for line in history.notice(recipe):
+        get_run_logger().warning("%s", line)
     try:
         state = promotion.decide(f"{recipe}@{number}", approve)[1]
     except InputError as error:
