@@ -26,7 +26,7 @@ from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
 from flows import deploy, graph, notifications, page, preflight, promotion, remote
-from steps import attempts, command, params, register, tracking
+from steps import attempts, command, history, params, register, tracking
 from steps.schema import InputError
 
 CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
@@ -124,6 +124,8 @@ def register_model(recipe: str, attempt: str) -> dict | State:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> str | State:
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
+    for line in history.notice(recipe):
+        get_run_logger().warning("%s", line)
     try:
         deploy.check_lease(runtime.flow_run.id)
         state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]

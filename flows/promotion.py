@@ -217,8 +217,12 @@ def asked(recipe: str, number: int, state: str) -> str:
     """The verdict as text, after a question where it waits for one and there is a terminal."""
     if state.startswith(WAITING) and sys.stdin.isatty():
         print(text(recipe, number))
-        answer = input(f"promote {recipe}@{number}? [y/N] ").strip().lower()
-        decide(f"{recipe}@{number}", "yes" if answer in ("y", "yes") else "no")
+        try:
+            answer = input(f"promote {recipe}@{number}? [y/N] ").strip().lower()
+        except EOFError:        # Ctrl-D: no answer yet
+            print()
+        else:
+            decide(f"{recipe}@{number}", "yes" if answer in ("y", "yes") else "no")
     return text(recipe, number)
 
 

@@ -1,8 +1,10 @@
 """Real versions in a real store: a planted gain takes the champion's place, a planted loss does not, nor does doubt."""
 
 import contextlib
+import io
 import json
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -217,6 +219,20 @@ def test_a_promotion_that_a_person_confirms_waits_for_the_answer(store, answer, 
     assert (promotion.decide("sts@1", "ask")[1], in_charge(store)) == (state, champion)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("y\n", "sts@1 is the champion"), ("\n", "a person refused: sts has no champion yet"),
+    ("", "it waits for a person: sts has no champion yet")])
+def test_who_sits_at_the_terminal_is_asked_and_no_answer_is_none(store, evergreen, monkeypatch, typed, said):
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    done = evergreen("promote", "sts@1", "--approve", "ask")
+    assert "promote sts@1? [y/N] " in done.out and done.out.splitlines()[-1].startswith(f"  {said}")
+
+
 def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
     promotion.decide("sts@1", "ask")
     shelf.edit("recipes.sts.gate.approval", {"policy": "ask", "hours": 1e-6})
@@ -298,6 +314,8 @@ def test_other_seeds_of_the_same_training_widen_the_interval(store, shelf):
 def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen):
     done = evergreen("promote", "sts@1", "--yes")
     assert done.code == 0 and done.out.startswith("sts@1 against the base model: PROMOTE\n")
+    assert done.out.splitlines()[1].startswith("  spearman_cosine 1.0000 (1.0000 to 1.0000) on 24 test rows; the base ")
+    assert f"  as a page: verdicts/{document(store, GOOD, 'html').name} of run " in done.out
     assert done.out.endswith("  sts@1 is the champion\n")
     assert evergreen("promote", "sts@9").err == (
         "error: sts has no version 9 to decide on; make one: evergreen run sts\n")
