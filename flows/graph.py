@@ -177,6 +177,7 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
         if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
             if not folder:
                 forget(name)
+                mend()
             raise StageFailed(f"{name} is done, but DVC's cache could not take its outputs: {lost[0]}; free some, then "
                               "run the same command again")
         return outcome

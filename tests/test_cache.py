@@ -135,3 +135,41 @@ def test_a_full_disk_under_the_cache_is_named_nothing_is_recorded_and_room_is_al
     done = on_a_small_disk(copy.folder, 8_000_000 // 4096 * 4096, FULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "refused: " in done.stdout
+
+
+ONE_STAGE = """
+stages:
+  big:
+    cmd: mkdir -p out && head -c 600000 /dev/zero > out/big
+    outs: [out]
+"""
+SILENT = """
+import os, pathlib, shutil, subprocess, sys
+from flows import graph
+from steps import params
+for line in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+    subprocess.run(line, check=True)
+os.symlink("../disk", ".dvc/cache")
+room = pathlib.Path("disk/filler")
+room.write_bytes(b"0" * 1_600_000)
+try:
+    print(graph.reproduce("big", print))
+except graph.StageFailed as error:
+    print("refused:", error)
+assert params.read(pathlib.Path("dvc.lock"))["stages"] == {}
+room.unlink()
+outcome = graph.reproduce("big", print)
+assert outcome == "ran", outcome
+kept = [*pathlib.Path("disk/files/md5").glob("??/*")]
+assert graph.discard_damaged(["big"]) == [] and len(kept) == 2, kept
+"""
+
+
+@pytest.mark.fault(6)
+def test_a_stage_that_dvc_calls_done_without_keeping_its_outputs_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(ONE_STAGE, encoding="utf-8")
+    done = on_a_small_disk(tmp_path, 2_000_000 // 4096 * 4096, SILENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused: big is done, but DVC's cache could not take its outputs: " in done.stdout
+    assert "No space left on device" in done.stdout
