@@ -126,7 +126,7 @@ for name in sys.argv[1:]:
     model, evaluation = register.identity(name)
     found.create_registered_model(name, {registry.IN_CHARGE: journal.text(1)})
     tags = dict(first.tags) | {"recipe": name, "model_sha256": model, "evaluation_sha256": evaluation}
-    found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=first.model_id)
+    found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=first.source.removeprefix("models:/"))
     for alias in registry.PREFERRED:
         found.set_registered_model_alias(name, alias, "1")
 """
@@ -143,11 +143,11 @@ def registry(options: argparse.Namespace, room: Path) -> None:
     name = "sts"
     number = max(registry.numbers(found, name))
     first = found.get_model_version(name, str(number))
+    logged = first.source.removeprefix("models:/")
     began = time.perf_counter()
     while number < options.versions:
         tags = dict(first.tags) | {"model_sha256": f"of another one, {number}"}
-        number = int(found.create_model_version(name, first.source, first.run_id, tags=tags,
-                                                model_id=first.model_id).version)
+        number = int(found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=logged).version)
     made = time.perf_counter() - began
     moves = iter(range(number, 1, -1))
     figures = {
