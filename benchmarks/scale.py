@@ -126,7 +126,7 @@ for name in sys.argv[1:]:
     model, evaluation = register.identity(name)
     found.create_registered_model(name, {registry.IN_CHARGE: journal.text(1)})
     tags = dict(first.tags) | {"recipe": name, "model_sha256": model, "evaluation_sha256": evaluation}
-    found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=first.source.removeprefix("models:/"))
+    found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=first.model_id)
     for alias in registry.PREFERRED:
         found.set_registered_model_alias(name, alias, "1")
 """
