@@ -143,11 +143,11 @@ def registry(options: argparse.Namespace, room: Path) -> None:
     name = "sts"
     number = max(registry.numbers(found, name))
     first = found.get_model_version(name, str(number))
+    logged = first.source.removeprefix("models:/")
     began = time.perf_counter()
     while number < options.versions:
         tags = dict(first.tags) | {"model_sha256": f"of another one, {number}"}
-        number = int(found.create_model_version(name, first.source, first.run_id, tags=tags,
-                                                model_id=first.model_id).version)
+        number = int(found.create_model_version(name, first.source, first.run_id, tags=tags, model_id=logged).version)
     made = time.perf_counter() - began
     moves = iter(range(number, 1, -1))
     figures = {

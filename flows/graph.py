@@ -68,6 +68,12 @@ def _repo():
         raise InputError(f"DVC cannot read this project: {error}") from None
 
 
+def _named(repo, names: Iterable[str]) -> list:
+    """The stages of these names: asked for each name, DVC would resolve all of dvc.yaml anew."""
+    known = {stage.addressing: stage for stage in repo.index.stages}
+    return [stage for name in names for stage in ([known[name]] if name in known else repo.stage.collect(name))]
+
+
 def plan(targets: Iterable[str]) -> list[Stage]:
     """The targets and all they need, in the order in which `dvc repro` would run them.
 
@@ -79,7 +85,7 @@ def plan(targets: Iterable[str]) -> list[Stage]:
     repo = _repo()
     try:
         graph = repo.index.graph
-        wanted = [stage for target in targets for stage in repo.stage.collect(target)]
+        wanted = _named(repo, targets)
     except DvcException as error:
         raise InputError(f"dvc.yaml does not resolve: {error}") from None
     stages = plan_repro(graph, wanted)
@@ -99,7 +105,9 @@ def stale(names: list[str]) -> list[str]:
     from dvc.exceptions import DvcException
 
     try:
-        return list(_repo().status(targets=names))
+        repo = _repo()
+        with repo.lock:
+            return [name for stage in _named(repo, names) for name in stage.status(check_updates=True)]
     except DvcException as error:
         raise InputError(f"DVC cannot tell what is stale: {error}") from None
 
@@ -142,7 +150,7 @@ def discard_damaged(names: list[str]) -> list[str]:
     """
     repo = _repo()
     said = []
-    for out in (out for name in names for stage in repo.stage.collect(name) for out in stage.outs):
+    for out in (out for stage in _named(repo, names) for out in stage.outs):
         if not (out.hash_info and out.use_cache):
             continue
         whole, here = out.hash_info.value, Path(out.fs_path)

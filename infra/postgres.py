@@ -1,12 +1,13 @@
 """PostgreSQL's programs -> a cluster of its own in a folder, on 127.0.0.1, where everybody needs a password."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from infra import keys
-from infra.processes import Part
+from infra.processes import Part, wait
 from steps.schema import InputError
 
 CLEAN = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
@@ -56,6 +57,10 @@ def make(folder: Path, password: str) -> None:
 
 
 def start(part: Part, folder: Path, port: int) -> None:
+    """After a kill, once the number of the killed one is free: PostgreSQL starts beside nobody."""
+    with contextlib.suppress(OSError, ValueError, TimeoutError):
+        before = int((folder / "data/postmaster.pid").read_text(encoding="utf-8").split()[0])
+        wait("the killed PostgreSQL", lambda: not Path(f"/proc/{before}").exists(), None, seconds=20)
     part.start([programs()["postgres"], "-D", str(folder / "data"), "-p", str(port), "-c", "max_connections=200",
                 "-c", "log_min_error_statement=panic",      # a statement may hold a secret
                 "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="], CLEAN, cwd=folder,
