@@ -190,6 +190,8 @@ def work(pool: str) -> None:
             known = ", ".join(sorted(found.name for found in client.read_work_pools(limit=200))) or "none"
             raise InputError(f"the server has no work pool {pool!r}; it has: {known}; make the project's with: "
                              "evergreen deploy") from None
+        for line in swept(client):      # such as what died with the worker before
+            print(line, flush=True)
     # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
