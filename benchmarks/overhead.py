@@ -21,7 +21,7 @@ from statistics import median
 from ruamel.yaml import YAML
 
 from flows.cli import PREFECT
-from steps import contest, params
+from steps import contest, params, seen
 
 STEPS = (
     ("steps.download", "dataset", "appliances", "data/raw/appliances"),
@@ -71,7 +71,8 @@ def clone(folder: Path, epochs: int) -> Path:
 def verdict() -> None:
     """Scores the new model and its base as the verdict on a first model does."""
     project = params.load()
-    new, base = contest.Contestant(Path("models/sts")), contest.Contestant(Path("models/base/all-MiniLM-L6-v2"))
+    new, base = (contest.Contestant(folder, None, seen.read(folder)) for folder in (
+        Path("models/sts"), Path("models/base/all-MiniLM-L6-v2")))
     contest.measure("sts", project.recipe("sts"), project, Path("data/prepared/sts"), [new], base, True)
 
 
