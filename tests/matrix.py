@@ -54,6 +54,10 @@ class Results:
         self.rows: dict[int, Counter] = defaultdict(Counter)
         self.guards: list[tuple[str, str]] = []
 
+    def pytest_collection_modifyitems(self, items):
+        """What takes minutes comes last, so that an interrupted run says most."""
+        items.sort(key=lambda item: ["killed" in item.fixturenames, "faults" in item.fixturenames][::-1])
+
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = (yield).get_result()
