@@ -53,7 +53,8 @@ class Soak:
         self.folder, self.history, self.number, self.writing = folder, history, 0, threading.Lock()
         self.random, self.killed, self.lasts, self.seen = random.Random(seed), killed, 60.0, 0
         self.known: set[tuple[str, int]] = set()        # checkpoints that were noted
-        self.environment = conftest.new_user(folder / "home") | command.QUIET | {"TMPDIR": str(folder / "tmp")}
+        self.environment = conftest.new_user(folder / "home") | command.QUIET | {
+            "TMPDIR": str(folder / "tmp"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "45"}
         self.project = conftest.make_project(folder / "project", conftest.make_tiny_model(folder / "tiny"),
                                              self.environment)
         self.project.change(self.shorten)
