@@ -167,7 +167,9 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
                 return unchanged(recipes, approve, decide)
             preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
             set_slots(project)
-            return retrained(recipes, approve, decide)
+            done = retrained(recipes, approve, decide)
+            # a task's own state would be summed up as '1/1 states failed'
+            return Failed(message=done.message) if isinstance(done, State) else done
     except InputError as error:
         return Failed(message=str(error))
 
