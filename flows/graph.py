@@ -208,10 +208,7 @@ def transfer(how: str, names: Iterable[str], on_line: Callable[[str], None]) -> 
 
 def _dvc(what: str, arguments: list[str], on_line: Callable[[str], None], folder: Path | None = None,
          python: str = sys.executable, variables: Mapping[str, str] | None = None) -> tuple[int, str, list[str]]:
-    """A DVC command in a process group of its own, every line of which goes to `on_line` as it comes.
-
-    Returns its exit status, what it did with a stage, and the lines.
-    """
+    """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
     environment = os.environ | command.QUIET | {
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
         checkpoint.DRIVEN: "yes", **(variables or {})}

@@ -164,11 +164,14 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
                 get_run_logger().warning(line)
             project = params.load()
             stages = [s.name for s in graph.plan(project.targets(recipes))]
-            if runtime.flow_run.run_count == 1 and not graph.stale(stages) and all(map(register.registered, recipes)):
+            answered = get_run_context().flow_run.empirical_policy.pause_keys      # it was suspended and goes on
+            if not answered and not graph.stale(stages) and all(map(register.registered, recipes)):
                 return unchanged(recipes, approve, decide)
             preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
             set_slots(project)
-            return retrained(recipes, approve, decide)
+            done = retrained(recipes, approve, decide)
+            # a task's own state would be summed up as '1/1 states failed'
+            return Failed(message=done.message) if isinstance(done, State) else done
     except InputError as error:
         return Failed(message=str(error))
 
@@ -181,16 +184,23 @@ def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
     said, attempt = [], begin(recipes)
     deploy.check_lease(runtime.flow_run.id)
     for recipe in recipes:
-        version = register.registered(recipe)
-        name = f"{recipe}@{version.number}"
-        said.append(f"{name} ({promotion.decide(name, approve, attempt[recipe])[1]})" if decide else name)
+        number = register.registered(recipe).number
+        name = f"{recipe}@{number}"
+        if not decide:
+            said.append(name)
+            continue
+        before = promotion.state(recipe, number)
+        state = promotion.decide(name, approve, attempt[recipe])[1]
+        if state.startswith(promotion.WAITING) and state != before:
+            confirm(recipe, number)
+        said.append(f"{name} ({state})")
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
 
 
 def begin(recipes: list[str]) -> dict[str, str]:
     """{recipe: this run's attempt}; a run that goes on after it was suspended begins another."""
-    found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id} {runtime.flow_run.run_count}"
+    found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id}"
     return {recipe: attempts.begin(found, recipe, who) for recipe in recipes}
 
 

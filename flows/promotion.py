@@ -198,6 +198,11 @@ def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str,
     return PROMOTED
 
 
+def state(recipe: str, number: int) -> str:
+    """The state of the version's verdict, empty before there is one."""
+    return registry.find(tracking.client(), recipe, str(number))[1].get("verdict_state", "")
+
+
 def remember(found, version: Version, tags: Mapping) -> None:
     """Marks a version as one that was in charge."""
     if "promoted" not in tags:

@@ -10,7 +10,7 @@ from steps import command
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "pandas", "transformers", "sentence_transformers", "numpy", "matplotlib")
 COMMANDS = ("run", "check", "register", "promote", "predict", "embed", "rollback", "history", "explain", "reproduce",
-            "compare", "delete", "pin", "ui")
+            "compare", "delete", "pin", "drift", "deploy", "worker", "ui")
 
 
 def test_help_imports_no_heavy_library(project):

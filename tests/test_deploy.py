@@ -98,6 +98,17 @@ def test_what_died_before_there_was_a_server_to_notice_is_swept(fleet):
     assert (fleet.state(run)["type"], fleet.tasks(run)) == ("CRASHED", {"train@sts": "CRASHED"})
 
 
+@pytest.mark.fault(16)
+def test_a_run_that_was_given_up_may_not_register(fleet):
+    flow = fleet.ask("/deployments/name/retrain/sts")["flow_id"]
+    run = fleet.ask("/flow_runs/", flow_id=flow, name="cut off", state={"type": "RUNNING"})["id"]
+    look = (sys.executable, "-c", f"from flows import deploy; deploy.check_lease('{run}')")
+    fleet.head.run(*look)
+    fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED", "message": "no heartbeat"}, force=True)
+    assert "InputError: the server has given this run up (Crashed: no heartbeat)" in fleet.head.run(
+        *look, check=False).stderr
+
+
 def test_training_is_the_workers_and_dvc_lock_that_of_a_local_run(fleet, asked, finished):
     there = fleet.stage_run("train@sts")
     assert fleet.state(there)["message"] == "train@sts ran"

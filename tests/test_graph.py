@@ -128,9 +128,9 @@ def test_the_plan_resolves_every_recipe_and_a_model_that_stands_on_another(copy)
 
 
 def test_the_work_pool_of_a_stage_is_read_and_changing_it_makes_nothing_stale(copy):
-    edit_graph(copy, lambda stages: stages["train"]["do"].update(meta={"work_pool": "gpu"}))
+    edit_graph(copy, lambda stages: stages["evaluate"]["do"].update(meta={"work_pool": "big"}))
     assert {name: pool for name, _, pool in plan(copy, "evaluate@sts")} == {
-        **dict.fromkeys(STAGES, None), "train@sts": "gpu"}
+        **dict.fromkeys(STAGES, None), "train@sts": "gpu", "evaluate@sts": "big"}
     assert stale(copy) == []
 
 
