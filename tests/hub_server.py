@@ -212,9 +212,10 @@ class Place:
 
     def declare(self, group: str, where: str, entry: dict) -> None:
         """Makes `entry` the one called `it`."""
-        recipe = params.read(ROOT / "params.yaml")["recipes"]["sts"]
+        shipped = params.read(ROOT / "params.yaml")
+        recipe = shipped["recipes"]["sts"]
         named = {"path": "other", "licence": "none"}
-        values = {"seed": 1, "threads": 1, "checkpoint_seconds": 60.0,
+        values = {"seed": 1, "threads": 1, "checkpoint_seconds": 60.0, "work_pool": "cpu", "drift": shipped["drift"],
                   "datasets": {"local": {"other": named | {"splits": {"train": "train.csv"}}}},
                   "base_models": {"local": {"other": named}},
                   "recipes": {"sts": recipe | {"dataset": "data/raw/other", "suite": "data/raw/other",

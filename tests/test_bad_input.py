@@ -155,7 +155,7 @@ def row_19_equal_texts_in_a_batch_of_negatives(look):
     assert recipes.get("nli").Params.model_validate(
         params.read(ROOT / "params.yaml")["recipes"]["nli"]).train.no_duplicates
     keys = np.array([[0, n + 1] for n in range(6)])         # six rows with one anchor
-    batches = batching.LengthGroupedBatches(np.full(6, 5), 3, 1, 0, False, keys)
+    batches = batching.LengthGroupedBatches(np.full(6, 5), 3, 1, 0, keys)
     batches.set_epoch(0)
     batches = list(batches)
     assert [len(batch) for batch in batches] == [1] * len(batches)
