@@ -76,8 +76,9 @@ class Results:
 
     def page(self) -> str:
         lines = ["# What can go wrong, and what then happens", "",
-                 "Written by `tests/matrix.py` from tests that inject each fault; `make reliability` runs all of them, each "
-                 "recipe killed 20 times, and `make test` those that take no minutes. What was not run is counted.", "",
+                 "Written by `tests/matrix.py` from tests that inject each fault; `make reliability` runs all of them, "
+                 "each recipe killed 20 times, and `make test` those that take no minutes. What was not run is counted.",
+                 "",
                  "| # | fault | what must happen | tests |", "|---:|---|---|---|"]
         for row, (fault, required) in ROWS.items():
             counts = dict(sorted(self.rows[row].items())) | {"not run": self.known[row] - self.rows[row].total()}
