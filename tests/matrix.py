@@ -77,7 +77,7 @@ class Results:
     def page(self) -> str:
         lines = ["# What can go wrong, and what then happens", "",
                  "Written by `tests/matrix.py` from tests that inject each fault; `make reliability` runs all of them, "
-                 "each recipe killed 20 times, and `make test` those that take no minutes. What was not run is counted.",
+                 "each recipe killed 20 times, and `make test` those that are quick. What was not run is counted.",
                  "",
                  "| # | fault | what must happen | tests |", "|---:|---|---|---|"]
         for row, (fault, required) in ROWS.items():
