@@ -20,7 +20,7 @@ from statistics import median
 
 from ruamel.yaml import YAML
 
-from flows.cli import PREFECT
+from flows.settings import PREFECT
 from steps import contest, params, seen
 
 STEPS = (

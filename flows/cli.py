@@ -7,17 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows import settings
 from steps import command
-
-HOME = Path(".evergreen")
-PREFECT = {
-    "PREFECT_HOME": str(HOME.absolute() / "prefect"),
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_SERVER_UI_ENABLED": "false",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",      # as `evergreen deploy` tells the server to expect it
-    "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
-    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s | %(task_run_name)s | %(message)s",
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("deploy", deploy, "tell the Prefect server of PREFECT_API_URL the schedules and work pools of this project")
     sub = add("worker", worker, "do in this clone what that server has for a work pool")
     sub.add_argument("pool", metavar="POOL", help="work_pool of params.yaml, or one that dvc.yaml names")
+    sub.add_argument("--health", action="store_true", help="say at port 8080, /health, whether it lives")
     sub = add("ui", ui, "open the MLflow page on the project's store")
     sub.add_argument("--port", type=int, default=5000)
     return top
@@ -119,18 +111,13 @@ def run(options: argparse.Namespace) -> int:
         project.recipe(recipe)
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds}: must be at least 1")
-    prefect_settings()
+    settings.prefect()
     from flows import report
-    from steps import history
-
-    def notice() -> None:
-        for recipe in recipes:
-            warn(history.notice(recipe))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with command.only_one(HOME / "run", "this folder"):
-        report.clean_up(PREFECT["PREFECT_HOME"])
-        return report.run(recipes, options.seeds, options.approve, notice)
+    with command.only_one(Path(".evergreen/run"), "this folder"):
+        report.clean_up(settings.PREFECT["PREFECT_HOME"])
+        return report.run(recipes, options.seeds, options.approve, lambda: notice(*recipes))
 
 
 def check(options: argparse.Namespace) -> int:
@@ -145,41 +132,39 @@ def check(options: argparse.Namespace) -> int:
 def register(options: argparse.Namespace) -> None:
     command.quiet()
     from flows import report
-    from steps import history
 
-    warn(history.notice(options.recipe))
+    notice(options.recipe)
     report.register_finished(options.recipe)
 
 
 def promote(options: argparse.Namespace) -> None:
     command.quiet()
     from flows import promotion
-    from steps import history
 
-    warn(history.notice(options.model.partition("@")[0]))
+    notice(options.model)
     print(promotion.promote(options.model, options.approve))
 
 
 def predict(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import history, predict
+    from steps import predict
 
-    warn(history.notice(options.model.partition("@")[0]))
+    notice(options.model)
     print("\n".join(predict.predict(options.model, options.texts)))
 
 
 def embed(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import embed, history
+    from steps import embed
 
     version, rows, dimension = embed.embed_file(options.model, options.input, options.output, options.column,
                                                 options.batch_size, options.append)
-    warn(history.notice(options.model.partition("@")[0]))
+    notice(options.model)
     print(f"{rows} vectors of {dimension} dimensions in {options.output}, made by {version}")
 
 
 def drift(options: argparse.Namespace) -> None:
-    prefect_settings()
+    settings.prefect()
     from steps import drift, register
 
     version, far, lines = drift.report(options.model, options.sample, options.column, register.folders)
@@ -194,7 +179,7 @@ def rollback(options: argparse.Namespace) -> None:
     command.quiet()
     from steps import history, journal, tracking
 
-    warn(history.notice(options.recipe))
+    notice(options.recipe)
     event = history.rollback(tracking.client(), options.recipe, options.to, options.why)
     before, after = (journal.name(event.recipe, n) for n in (event.before, event.after))
     print(f"{after} is in charge, in place of {before}; its files were verified (entry {event.number})")
@@ -219,41 +204,49 @@ def history(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import explain, history
+    from steps import explain
 
-    warn(history.notice(options.model.partition("@")[0]))
+    notice(options.model)
     print("\n".join(explain.explain(options.model)))
 
 
 def reproduce(options: argparse.Namespace) -> int:
     command.quiet()
-    from flows import graph, reproduce
-    from steps import history
+    from flows import reproduce
+    from flows.processes import StageFailed
 
-    warn(history.notice(options.model.partition("@")[0]))
+    notice(options.model)
     try:
         return reproduce.run(options.model, options.force)
-    except graph.StageFailed as error:
+    except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def compare(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import compare, history
+    from steps import compare
 
-    warn(history.notice(options.first.partition("@")[0]))
+    notice(options.first)
     print("\n".join(compare.compare(options.first, options.second, options.sample, options.neighbours)))
 
 
 def delete(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import history, registry, tracking
+    from steps import registry, tracking
 
-    warn(history.notice(options.version.partition("@")[0]))
+    notice(options.version)
     recipe, number = registry.pick(found := tracking.client(), options.version)
     registry.delete(found, recipe, number)
     print(f"{recipe}@{number} is deleted")
+
+
+def notice(*models: str) -> None:
+    """Says of each model's recipe whether its champion was put in charge by hand."""
+    from steps import history
+
+    for model in models:
+        warn(history.notice(model.partition("@")[0]))
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -270,24 +263,17 @@ def pin(options: argparse.Namespace) -> None:
 
 
 def deploy(options: argparse.Namespace) -> None:
-    prefect_settings()
+    settings.prefect()
     from flows import deploy
 
     print("\n".join(deploy.deploy()))
 
 
 def worker(options: argparse.Namespace) -> None:
-    prefect_settings()
+    settings.prefect()
     from flows import deploy
 
-    deploy.work(options.pool)
-
-
-def prefect_settings() -> None:
-    """What Prefect is told by the environment, before it is imported."""
-    command.quiet(offline=False)
-    os.environ.update({k: v for k, v in PREFECT.items() if k not in os.environ})
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    deploy.work(options.pool, options.health)
 
 
 def ui(options: argparse.Namespace) -> None:

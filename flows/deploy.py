@@ -5,6 +5,7 @@ With pipeline.py the only import of prefect.
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +29,12 @@ from prefect.utilities.callables import parameter_schema_from_entrypoint
 from pydantic import ValidationError
 
 from flows import graph
+from flows.settings import HEARTBEAT
 from steps import params
 from steps.schema import InputError, Recipe
 
 RETRAIN, STAGE = "retrain", "stage"         # the flows of pipeline.py, by their names
 TAG, DRIFT = "evergreen", "drift"
-HEARTBEAT = 30                              # seconds, the least that Prefect takes
 LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
 START = timedelta(minutes=10)               # for a worker to start what it has taken
 PATIENCE = 120.0                            # seconds for which a server may be away
@@ -181,22 +182,24 @@ def start_for_drift(recipe: str) -> str:
     return f"retraining: {run.name}; it promotes nothing"
 
 
-def work(pool: str) -> None:
-    """Becomes a worker of the pool, in this clone. Raises InputError where the server has no such pool."""
+def work(pool: str, health: bool) -> None:
+    """Becomes a worker of the pool, which does one run at a time in this clone, and with `health` says that it lives.
+
+    Raises InputError where the project names no such pool.
+    """
+    project = params.load()
+    if pool not in (known := [project.work_pool, *remote_pools(project)]):
+        raise InputError(f"the project has no work pool {pool!r}; it has: {', '.join(known)} (work_pool in "
+                         f"{params.PARAMS}, meta in dvc.yaml)")
     with server() as client:
-        try:
-            client.read_work_pool(pool)
-        except ObjectNotFound:
-            known = ", ".join(sorted(found.name for found in client.read_work_pools(limit=200))) or "none"
-            raise InputError(f"the server has no work pool {pool!r}; it has: {known}; make the project's with: "
-                             "evergreen deploy") from None
-        for line in swept(client):      # such as what died with the worker before
-            print(line, flush=True)
+        print(work_pool(client, pool), *swept(client), sep="\n", flush=True)     # such as what died with the last one
     # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
     os.environ[FOLDER] = os.getcwd()
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool])
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
+                              "--name", f"{pool} of {socket.gethostname()}", "--limit", "1",
+                              *(["--with-healthcheck"] if health else [])])
 
 
 @contextmanager
@@ -220,9 +223,8 @@ def server() -> Iterator[SyncPrefectClient]:
 
 
 def remote_pools(project: params.Project) -> list[str]:
-    """The work pools that dvc.yaml names for stages of the recipes, but that of the machine in charge."""
-    stages = graph.plan(project.targets(project.recipes))
-    return sorted({stage.work_pool for stage in stages} - {None, project.work_pool})
+    """The work pools that dvc.yaml names, but that of the machine in charge."""
+    return sorted(graph.work_pools() - {project.work_pool})
 
 
 def work_pool(client: SyncPrefectClient, name: str) -> str:

@@ -3,48 +3,21 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import checkpoint, command, params, tracking
+from flows import processes
+from flows.processes import StageFailed, StageKilled
+from steps import checkpoint, params, tracking
 from steps.schema import InputError
 
-GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
-CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
-           "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
 NOT_KEPT = "ERROR: failed to transfer"
-# The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
-DVC = """
-import signal, sys
-from steps import command, params
-command.die_with_parent()
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-from dvc.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-COMMAND = (sys.executable, "-c", DVC)
-_running: set[subprocess.Popen] = set()
-_lock = threading.Lock()
-_stopped = threading.Event()
-
-
-class StageFailed(RuntimeError):
-    """Raised when a stage's command fails for a reason that is not the user's input."""
-
-
-class StageKilled(StageFailed):
-    """Raised when a stage's process was ended by kill -9, as the kernel does where memory is short."""
-
-
 @dataclass(frozen=True)
 class Stage:
     name: str                   # train@sts
@@ -74,6 +47,10 @@ def _named(repo, names: Iterable[str]) -> list:
     return [stage for name in names for stage in ([known[name]] if name in known else repo.stage.collect(name))]
 
 
+def _work_pool(stage) -> str | None:
+    return (stage.meta or {}).get("work_pool")
+
+
 def plan(targets: Iterable[str]) -> list[Stage]:
     """The targets and all they need, in the order in which `dvc repro` would run them.
 
@@ -95,9 +72,14 @@ def plan(targets: Iterable[str]) -> list[Stage]:
             if dep.fs_path not in made and not dep.exists:
                 raise InputError(f"{stage.addressing} needs {dep}, which does not exist; "
                                  "put it there or correct its path in params.yaml")
-    _stopped.clear()
-    return [Stage(s.addressing, tuple(u.addressing for u in graph.successors(s)), (s.meta or {}).get("work_pool"))
+    processes.start_anew()
+    return [Stage(s.addressing, tuple(u.addressing for u in graph.successors(s)), _work_pool(s))
             for s in stages]
+
+
+def work_pools() -> set[str]:
+    """Those that dvc.yaml names for its stages."""
+    return {pool for stage in _repo().index.stages if (pool := _work_pool(stage))}
 
 
 def stale(names: list[str]) -> list[str]:
@@ -180,7 +162,7 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
                variables: Mapping[str, str]) -> str:
     options = [*options] if folder else ["--single-item", *options]
     variables = ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | variables
-    code, outcome, said = _dvc(name, ["repro", *options, name], on_line, folder, python, variables)
+    code, outcome, said = processes.run(name, ["repro", *options, name], on_line, folder, python, variables)
     if code == 0:
         if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
             if not folder:
@@ -201,47 +183,9 @@ def transfer(how: str, names: Iterable[str], on_line: Callable[[str], None]) -> 
     """Lets the stages' outputs, and what DVC remembers of runs, go to the DVC remote (push) or come from it (pull)."""
     names = list(names)
     options = {"push": ["--run-cache"], "pull": ["--force"]}[how]
-    code, _, said = _dvc(f"dvc {how}", [how, *options, *names], on_line) if names else (0, "", [])
+    code, _, said = processes.run(f"dvc {how}", [how, *options, *names], on_line) if names else (0, "", [])
     if code:
         raise StageFailed(f"dvc {how} {' '.join(names)} failed:\n" + "\n".join(said[-5:]))
-
-
-def _dvc(what: str, arguments: list[str], on_line: Callable[[str], None], folder: Path | None = None,
-         python: str = sys.executable, variables: Mapping[str, str] | None = None) -> tuple[int, str, list[str]]:
-    """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
-    environment = os.environ | command.QUIET | {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
-        checkpoint.DRIVEN: "yes", **(variables or {})}
-    with _lock:
-        if _stopped.is_set():
-            raise StageFailed(f"{what} was not started: the run was stopped")
-        process = subprocess.Popen(
-            [python, "-c", DVC, "--wait-for-lock", *arguments], cwd=folder, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True)
-        _running.add(process)
-    outcome, said = "unchanged", []
-    try:
-        for line in process.stdout:
-            line = line.rstrip().rpartition("\r")[2]
-            if line.startswith("Running stage"):
-                outcome = "ran"
-            elif "is cached - skipping run" in line:
-                outcome = "restored"
-            if line.strip() and not line.startswith(CHATTER) and not _stopped.is_set():
-                said.append(line)
-                on_line(line)
-        process.wait()
-    finally:
-        with _lock:
-            _running.discard(process)
-        _end(process)
-    if process.returncode and _stopped.is_set():
-        raise StageFailed(f"{what} was stopped")
-    if process.returncode == -signal.SIGKILL:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
-    return process.returncode, outcome, said
 
 
 def forget(name: str) -> None:
@@ -259,7 +203,7 @@ def lock_in_order(plan: list[Stage]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        stop()
+        processes.stop()
         raise
     finally:
         _change_lock(lambda stages: {name: stages[name] for name in dict.fromkeys(
@@ -296,30 +240,3 @@ def mend() -> None:
         pass
     except ValueError:
         RWLOCK.unlink()
-
-
-def stop() -> None:
-    """Ends every stage that runs, with all its children; until the next plan none is started."""
-    with _lock:
-        _stopped.set()
-        running = list(_running)
-    for process in running:
-        _end(process)
-
-
-def stopped() -> bool:
-    """Whether the run was stopped."""
-    return _stopped.is_set()
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        try:
-            process.wait(GRACE)
-            return
-        except subprocess.TimeoutExpired:
-            continue

@@ -25,7 +25,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, notifications, page, preflight, promotion, remote
+from flows import deploy, graph, notifications, page, preflight, processes, promotion, remote
+from flows.processes import StageFailed
 from steps import attempts, command, history, params, register, tracking
 from steps.schema import InputError
 
@@ -54,7 +55,7 @@ def run_stage(name: str, order: graph.Stage | None = None) -> str | State:
         else:
             with _slots:
                 outcome = graph.reproduce(name, logger.info)
-    except (InputError, graph.StageFailed) as error:
+    except (InputError, StageFailed) as error:
         return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
     logger.info(outcome)
     return outcome
@@ -73,10 +74,10 @@ def elsewhere(stage: graph.Stage, on_line: Callable[[str], None]) -> str:
         if state.is_completed():
             break
         if last or not state.is_crashed():
-            raise graph.StageFailed(f"{stage.name} on the work pool {stage.work_pool}: {state.name}: {state.message}")
+            raise StageFailed(f"{stage.name} on the work pool {stage.work_pool}: {state.name}: {state.message}")
         on_line(f"the worker was lost ({state.message}); once more")
     if remote.bring_back(stage.name, on_line) is None:
-        raise graph.StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that "
+        raise StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that "
                                 "both clones have the same default DVC remote")
     return f"ran on {stage.work_pool}"
 
@@ -91,9 +92,9 @@ def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> 
             state = deploy.patiently(lambda: client.read_flow_run(child.id)).state
             if state.is_final():
                 return state
-            if graph.stopped():
+            if processes.stopped():
                 client.set_flow_run_state(child.id, Cancelling())
-                raise graph.StageFailed(f"{stage.name} was stopped")
+                raise StageFailed(f"{stage.name} was stopped")
             time.sleep(POLL)
 
 
@@ -104,7 +105,7 @@ def stage(stage: str, commit: str, params_sha256: str, upstream: dict) -> State:
         with command.only_one(CLONE, "this folder", TURN):
             graph.mend()
             outcome = remote.carry_out(stage, commit, params_sha256, upstream, get_run_logger().info)
-    except (InputError, graph.StageFailed) as error:
+    except (InputError, StageFailed) as error:
         return Failed(message=str(error))
     return Completed(message=f"{stage} {outcome}")
 
@@ -240,7 +241,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
         return {"stages": {name: future.result() for name, future in stages.items()},
                 "versions": {recipe: future.result() for recipe, future in versions.items()}}
     except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages
-        graph.stop()
+        processes.stop()
         raise
 
 

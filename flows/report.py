@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from flows import graph, preflight, promotion, seeds
+from flows.processes import StageFailed
 from steps import params, provenance, register, registry, scores, tracking
 from steps.registry import Version
 from steps.schema import InputError
@@ -47,7 +48,7 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
         if count > 1:
             try:
                 print("\n" + seeds.run(name, count))
-            except graph.StageFailed as error:
+            except StageFailed as error:
                 print(f"error: {error}", flush=True)
                 code = 1
                 continue
@@ -85,7 +86,7 @@ def flow(names: list[str], approve: str | None, decide: bool,
 
     try:
         done = pipeline.run(names, approve, decide, get_ready)
-    except graph.StageFailed as error:
+    except StageFailed as error:
         print(f"error: {error}", flush=True)
         return {}, 1
     found = tracking.client()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flows import graph
+from flows import graph, processes
 from steps import params, provenance, registry, tracking
 from steps.schema import InputError
 
@@ -70,7 +70,7 @@ def clone(who: str, commit: str) -> Path:
     cache = str(Path(".dvc/cache").absolute())
     for done in (git("clone", "--quiet", "--shared", "--no-checkout", ".", str(folder)),
                  git("-C", str(folder), "checkout", "--quiet", "--detach", commit),
-                 subprocess.run([*graph.COMMAND, "config", "--local", "cache.dir", cache], cwd=folder,
+                 subprocess.run([*processes.COMMAND, "config", "--local", "cache.dir", cache], cwd=folder,
                                 capture_output=True, text=True, check=False)):
         if done.returncode:
             raise InputError(f"{folder} cannot be made: {done.stderr.strip()}")
@@ -112,7 +112,7 @@ def environment(folder: Path) -> str:
 
 def restore(stages: list[str], folder: Path) -> None:
     """Brings back from the cache what it has of the stages' outputs; the others are made."""
-    subprocess.run([*graph.COMMAND, "checkout", "--quiet", "--force", *stages], cwd=folder, capture_output=True,
+    subprocess.run([*processes.COMMAND, "checkout", "--quiet", "--force", *stages], cwd=folder, capture_output=True,
                    check=False)
 
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from statistics import mean, stdev
 
-from flows import graph
+from flows import graph, processes
 from steps import params, provenance, recipes, register, tracking
 from steps.schema import InputError
 
@@ -89,7 +89,7 @@ def copy(seed: int) -> Path:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, folder / file)
     for command in (["git", "init", "--quiet"],
-                    [*graph.COMMAND, "config", "--local", "cache.dir", str(Path(".dvc/cache").absolute())]):
+                    [*processes.COMMAND, "config", "--local", "cache.dir", str(Path(".dvc/cache").absolute())]):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{folder} cannot be made a project of its own: {done.stderr.strip()}")

@@ -27,7 +27,7 @@ from steps import command
 from steps.schema import InputError
 
 STACK = Path(".stack")
-POOLS = {"cpu": None, "gpu": 1}         # runs at once; the worker of a GPU trains one model at a time
+POOLS = ("cpu", "gpu")
 LOOPBACK = ("127.0.0.1", "localhost")
 NEEDED = {"psycopg2": "psycopg2-binary", "flask_wtf": "mlflow[auth]", "dvc_ssh": "dvc-ssh"}
 
@@ -206,9 +206,7 @@ def refuse_open_doors(stack: Stack) -> None:
 def start_workers(stack: Stack) -> bool:
     """Each in a clone at HEAD with a cache of its own; one that is idle follows HEAD. Says whether all ran already."""
     head, ran = command_output("git", "rev-parse", "HEAD"), True
-    for pool, limit in POOLS.items():
-        if pool not in (known["name"] for known in stack.prefect_api("work_pools/filter", {})):
-            stack.prefect_api("work_pools/", {"name": pool, "type": "process", "concurrency_limit": limit})
+    for pool in POOLS:
         part, clone = stack.workers[pool], stack.folder / "workers" / pool
         if not (clone / ".git").exists():
             shutil.rmtree(clone, ignore_errors=True)

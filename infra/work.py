@@ -5,7 +5,6 @@ python -m infra.work POOL --prefect URL --mlflow URL --remote HOST:PORT --secret
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     write_remote(data, options.remote, secrets)
     os.environ.update(command.QUIET | environment(options.prefect, options.mlflow, data,
                                                   keys.read(secrets, "password")) | {
-        "PREFECT_HOME": str(data / "prefect"),
-        "PYTHONPATH": os.getcwd(), "EVERGREEN_PROJECT": os.getcwd(),        # runs work in this clone, with its code
-        "PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_HOME": str(data / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PYTHONPATH": os.getcwd(),      # runs work in this clone, with its code
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool, "--type",
-                              "process", "--name", f"{options.pool} of {socket.gethostname()}",
-                              *(["--with-healthcheck"] if options.health else [])])
+    os.execv(sys.executable, [sys.executable, "-m", "flows.cli", "worker", options.pool,
+                              *(["--health"] if options.health else [])])
 
 
 if __name__ == "__main__":

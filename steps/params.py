@@ -17,10 +17,9 @@ from steps.schema import (
     Recipe,
     Reference,
     Strict,
-    Teacher,
     validate,
 )
-from steps.sources import BaseModels, Datasets, Published
+from steps.sources import BaseModels, Datasets, Published, Teacher
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -168,7 +168,7 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
     base, dataset = lineage["base_model"], lineage["dataset"]
     confidence = settings.evaluate.confidence
     found = scores.tables(recipe, settings, folders(recipe)["test"], references(recipe, project))
-    teacher, flat = dataset.get("teacher"), params.flatten(settings.model_dump(exclude={"gate"}))
+    teacher, flat = dataset.get("teacher"), params.flatten(settings.what_makes_it())
     use = (f"`evergreen predict {recipe} TEXT`, or in Python `mlflow.transformers.load_model"
            if settings.kind == "classification" else
            f"`evergreen embed {recipe} texts.txt vectors.parquet`, or in Python "

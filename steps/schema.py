@@ -239,7 +239,6 @@ class Recipe(Strict):
                                    f"recipes.{cls.__module__.rpartition('.')[2]}.tasks.{name}.")
         return found
 
-
     def what_makes_it(self) -> dict[str, Any]:
         """The values that change a version: all but when it is made and when it is promoted."""
         return self.model_dump(exclude={"gate", "schedule"})
@@ -255,22 +254,6 @@ class Unlabelled(Recipe):
             raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
                              "plain text alone tells nothing of the model's quality")
         return self
-
-
-class ParallelColumns(Columns):
-    english: str
-    non_english: str
-
-
-class Teacher(Strict):
-    """A parallel data set whose English side a teacher embeds; the result is the data set data/taught/NAME."""
-
-    dataset: InsidePath
-    model: InsidePath
-    columns: ParallelColumns
-    max_length: Annotated[int, Field(ge=8)]         # tokens
-    pooling: Literal["mean", "cls", "max"]          # for a teacher that brings none of its own
-    batch_size: Positive
 
 
 class Reference(Strict):

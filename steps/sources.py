@@ -1,10 +1,10 @@
 """The entries of params.yaml that say where data sets and base models come from, as strict types."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Commit, InsidePath, Name, Sha256, SplitName, Strict
+from steps.schema import Columns, Commit, InsidePath, Name, Positive, Sha256, SplitName, Strict
 
 
 class Source(Strict):
@@ -102,3 +102,19 @@ class Published(Strict):
 
     datasets: dict[Name, RemoteDataset] = Field(default_factory=dict)
     base_models: dict[Name, Source] = Field(default_factory=dict)
+
+
+class ParallelColumns(Columns):
+    english: str
+    non_english: str
+
+
+class Teacher(Strict):
+    """A parallel data set whose English side a teacher embeds; the result is the data set data/taught/NAME."""
+
+    dataset: InsidePath
+    model: InsidePath
+    columns: ParallelColumns
+    max_length: Annotated[int, Field(ge=8)]         # tokens
+    pooling: Literal["mean", "cls", "max"]          # for a teacher that brings none of its own
+    batch_size: Positive

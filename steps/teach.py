@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steps import command, params, provenance, reading
-from steps.schema import InputError, Teacher
+from steps.schema import InputError
+from steps.sources import Teacher
 
 
 def main(arguments: Sequence[str]) -> None:

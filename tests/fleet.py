@@ -5,13 +5,13 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import psutil
 
 from tests.conftest import Project, make_project
+from tests.waiting import until
 
 LENIENT = {"margin": -2.0, "floor": -1.0, "min_rows": 1, "slices": {}, "tolerance": 1.0,
            "approval": {"policy": "ask", "hours": 1.0}}
@@ -111,14 +111,7 @@ class Fleet:
         return found
 
     def poll(self, what, seconds: float):
-        end = time.monotonic() + seconds
-        while True:
-            with contextlib.suppress(OSError):
-                if found := what():
-                    return found
-            assert time.monotonic() < end, f"waited {seconds} s in vain\n" + "\n".join(
-                log.read_text()[-3000:] for log in self.folder.glob("*.log"))
-            time.sleep(0.3)
+        return until(what, seconds, lambda: "\n".join(log.read_text()[-3000:] for log in self.folder.glob("*.log")))
 
     def kill(self, *names: str) -> None:
         """kill -9 of these and of all that they started, at once."""

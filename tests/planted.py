@@ -1,16 +1,79 @@
-"""Models whose quality is planted, and files and tags that are changed for a while."""
+"""Models whose quality is planted, a project with three of them, and files and tags that are changed for a while."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from safetensors.torch import load_file, save_file
 
-from steps import batching, embedding, params
+from steps import batching, command, embedding, evaluate, params, register, registry, tracking
 from steps.recipes import sts
+from tests.conftest import Project
 
 TEST = Path("data/prepared/sts/test.arrow")
 MODEL = Path("models/sts")
+EVALUATION = Path("evaluation/sts/test")
+GOOD, BAD, TWIN = 1, 2, 3       # the versions of a shelf
+
+
+def make_shelf(finished: Project, folder: Path) -> Project:
+    """A project with three versions: the trained model, a spoilt one, and the trained one under another name."""
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns(".evergreen"))
+    place = Project(folder, finished.environment)
+    place.change(lambda values: values["recipes"]["sts"]["gate"].update(
+        {"margin": -0.001, "floor": 0.0, "min_rows": 10, "slices": {}, "resamples": 500,
+         "latency": {"texts": 2, "rounds": 2, "ratio": 50.0, "milliseconds": None}}))
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (command.QUIET | command.OFFLINE | {"MLFLOW_TRACKING_URI": ""}).items():
+            patch.setenv(key, value)
+        patch.chdir(folder)
+        project = params.load()
+        plant(project)
+
+        def version() -> int:
+            evaluate.evaluate("sts", project.recipe("sts"), project, TEST.parent, MODEL, EVALUATION)
+            return register.register("sts").number
+
+        assert version() == GOOD
+        shutil.copytree(MODEL, "kept")
+        spoil(MODEL)
+        assert version() == BAD
+        shutil.rmtree(MODEL)
+        shutil.move("kept", MODEL)
+        evaluate.evaluate("sts", project.recipe("sts"), project, TEST.parent, MODEL, EVALUATION)
+        with open(EVALUATION / "metrics.json", "a", encoding="utf-8") as file:
+            file.write(" ")
+        assert register.register("sts").number == TWIN
+    return place
+
+
+@contextlib.contextmanager
+def lent(shelf: Project):
+    """A client of its store, in which nothing is in charge and no verdict is known; the rules as they were."""
+    before = (shelf / "params.yaml").read_bytes()
+    yield (found := tracking.client())
+    (shelf / "params.yaml").write_bytes(before)
+    with contextlib.suppress(Exception):
+        found.delete_registered_model_alias("sts", "champion")
+    for number in (GOOD, BAD, TWIN):
+        tags = found.get_model_version("sts", str(number)).tags
+        for tag in tags:
+            if tag.startswith("verdict") or tag == "promoted":
+                found.delete_model_version_tag("sts", str(number), tag)
+        shutil.rmtree(verdict_files(found, number), ignore_errors=True)
+
+
+def verdict_files(found, number: int) -> Path:
+    run = found.get_run(found.get_model_version("sts", str(number)).run_id)
+    return Path(run.info.artifact_uri.removeprefix("file://")) / "verdicts"
+
+
+def in_charge(found) -> int | None:
+    champion = registry.champion(found, "sts")
+    return champion and champion[0].number
+
 
 
 def plant(project: params.Project) -> None:

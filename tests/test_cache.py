@@ -104,7 +104,7 @@ def test_a_kill_while_the_cache_is_written_leaves_sound_objects_and_the_next_run
 
 FULL = """
 import os, pathlib, shutil, sys
-from flows import graph
+from flows import graph, processes
 from steps import params
 cache, room = pathlib.Path(".dvc/cache"), pathlib.Path("disk/filler")
 shutil.copytree(cache, "disk/cache")
@@ -115,7 +115,7 @@ free = shutil.disk_usage("disk").free
 room.write_bytes(b"0" * (free - 100_000))
 try:
     graph.reproduce("train@sts", print)
-except graph.StageFailed as error:
+except processes.StageFailed as error:
     assert "No space left on device" in str(error), error
     print("refused:", str(error).splitlines()[-1])
 after = params.read(pathlib.Path("dvc.lock"))["stages"]
@@ -145,7 +145,7 @@ stages:
 """
 SILENT = """
 import os, pathlib, shutil, subprocess, sys
-from flows import graph
+from flows import graph, processes
 from steps import params
 for line in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
     subprocess.run(line, check=True)
@@ -154,7 +154,7 @@ room = pathlib.Path("disk/filler")
 room.write_bytes(b"0" * 1_600_000)
 try:
     print(graph.reproduce("big", print))
-except graph.StageFailed as error:
+except processes.StageFailed as error:
     print("refused:", error)
 assert params.read(pathlib.Path("dvc.lock"))["stages"] == {}
 room.unlink()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from steps import launching, params, prepare, recipes
 from steps.schema import InputError
 from tests.conftest import ROOT, Project, make_project
 from tests.test_params import edited, refusal
+from tests.waiting import until
 
 STILL = {"batch_size": 10, "learning_rate": 1e-12}      # no weight moves, so that gradients can be compared
 CASES = {       # rows of train: the last batch of 3 or 1 gives the ranks 2 and 1, or 1 and none
@@ -142,12 +142,12 @@ def ranks(project: Project) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def wait_for(what, process: psutil.Popen, seconds: float = 120):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    return found
+def wait_for(what, process: psutil.Popen):
+    """The first true answer of `what`, while the process lives."""
+    def answer():
+        assert process.poll() is None
+        return what()
+    return until(answer, 120)
 
 
 def committed(project: Project) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from steps import params
 from tests.conftest import ROOT
 from tests.hub_server import HubServer, Place, contents, etag
+from tests.waiting import until
 
 COMMIT, OLDER = "c" * 40, "0" * 40
 WEIGHTS = bytes(range(256)) * 4000    # a bit under 1 MiB
@@ -172,18 +172,11 @@ def test_a_killed_download_leaves_no_folder_and_the_next_one_clears_up(place, hu
     hub.faults["GET", "model.safetensors"] = ["hang"]
     place.declare("base_models", "remote", HUB)
     with subprocess.Popen(place.command("model"), cwd=place.folder, env=place.environment) as process:
-        wait_until(lambda: hub.asked("GET", "model.safetensors"))
+        until(lambda: hub.asked("GET", "model.safetensors"))
         process.send_signal(signal.SIGKILL)
     assert not place.out.exists()
     assert place.gets() == MODEL
     assert list(place.folder.glob("out/*")) == [place.out]
-
-
-def wait_until(happened, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # A plain URL
@@ -220,7 +213,7 @@ def test_after_a_cut_only_the_rest_is_asked_for(place, hub, big):
 def test_a_killed_url_download_goes_on_where_it_was(place, hub, big):
     hub.faults["GET", "the weights.bin"] = ["hang"]
     with subprocess.Popen(place.command("model"), cwd=place.folder, env=place.environment) as process:
-        wait_until(lambda: part(place, big).exists() and part(place, big).stat().st_size)
+        until(lambda: part(place, big).exists() and part(place, big).stat().st_size)
         process.send_signal(signal.SIGKILL)
     assert not place.out.exists()
     have = part(place, big).stat().st_size

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from flows import graph
+from flows import graph, processes
 from steps import command, embedding, provenance, schema
 from tests.conftest import Project
 from tests.killing import Training
@@ -146,7 +146,7 @@ def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
     step.write_text(code.replace('if __name__ == "__main__":\n', f'{kill}if len(tries.read_text()) < 3:\n'
                                  '    os.kill(os.getpid(), 9)\nif __name__ == "__main__":\n'))
     lines = []
-    with pytest.raises(graph.StageKilled, match="train@sts was killed by something outside"):
+    with pytest.raises(processes.StageKilled, match="train@sts was killed by something outside"):
         graph.reproduce("train@sts", lines.append)
     assert (copy / "tries").read_text() == "xx"
     assert sum("once more" in line for line in lines) == 1

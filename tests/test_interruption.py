@@ -12,17 +12,9 @@ import psutil
 import pytest
 
 from tests.conftest import Project, sample, write_rows
+from tests.waiting import until
 
 GONE = 30       # seconds until no process of an interrupted run is left
-
-
-def poll(what, seconds: float):
-    """The first true answer of `what`, asked until then."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.05)
-    return found
 
 
 def processes(project: Project) -> list[psutil.Process]:
@@ -77,7 +69,7 @@ def train_for_hours(project: Project) -> None:
 def wait_for_training(project: Project, process: subprocess.Popen) -> None:
     """Until there is a checkpoint."""
     found = project / ".evergreen/checkpoints/sts"
-    poll(lambda: list(found.glob("checkpoint-*/manifest.json")) or process.poll() is not None, 120)
+    until(lambda: list(found.glob("checkpoint-*/manifest.json")) or process.poll() is not None, 120)
     assert process.poll() is None, said(project)
 
 
@@ -98,7 +90,7 @@ def test_ctrl_c_ends_every_process_and_the_next_run_continues(copy):
         wait_for_training(copy, process)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(GONE) == 130
-        poll(lambda: not processes(copy), GONE)
+        until(lambda: not processes(copy), GONE)
     assert "prepare@sts | ran" in said(copy)
     assert "interrupted; the next run continues" in said(copy)
     assert "Traceback" not in said(copy)
@@ -124,7 +116,7 @@ def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
         wait_for_training(copy, process)
         assert any("steps.train" in command for command in steps(copy))
         process.kill()
-        poll(lambda: not steps(copy), GONE)
+        until(lambda: not steps(copy), GONE)
     assert models(copy) == ["base"]
 
     for path, content in changed.items():
@@ -139,8 +131,8 @@ def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
 def test_a_second_run_in_the_folder_is_refused_and_told_of_the_first_and_so_are_nine_more(copy):
     copy.edit("seed", 7)
     with running(copy) as process:
-        poll((copy / ".evergreen/run.pid").exists, 30)
-        poll(lambda: (copy / ".evergreen/run.pid").read_text() == f"{process.pid}\n", 30)
+        until((copy / ".evergreen/run.pid").exists, 30)
+        until(lambda: (copy / ".evergreen/run.pid").read_text() == f"{process.pid}\n", 30)
         began = time.monotonic()
         second = copy.evergreen("run", "sts", check=False)
         assert time.monotonic() - began < 10

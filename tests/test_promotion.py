@@ -1,98 +1,42 @@
 """Real versions in a real store: a planted gain takes the champion's place, a planted loss does not, nor does doubt."""
 
-import contextlib
-import io
 import json
 import shutil
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flows import promotion
-from steps import (
-    batching,
-    command,
-    contest,
-    evaluate,
-    history,
-    journal,
-    params,
-    provenance,
-    register,
-    registry,
-    seen,
-    tracking,
-)
+from steps import batching, contest, history, journal, params, provenance, registry, seen
 from steps.recipes import sts
 from tests.conftest import Project
-from tests.planted import MODEL, TEST, changed, plant, spoil, tagged
-
-EVALUATION = Path("evaluation/sts/test")
-GOOD, BAD, TWIN = 1, 2, 3       # the versions of the shelf
+from tests.planted import (
+    BAD,
+    GOOD,
+    MODEL,
+    TEST,
+    TWIN,
+    changed,
+    in_charge,
+    lent,
+    make_shelf,
+    spoil,
+    tagged,
+    verdict_files,
+)
 
 
 @pytest.fixture(scope="module")
 def shelf(finished, tmp_path_factory) -> Project:
-    """A project with three versions: the trained model, a spoilt one, and the trained one under another name."""
-    folder = tmp_path_factory.mktemp("shelf") / "project"
-    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns(".evergreen"))
-    place = Project(folder, finished.environment)
-    place.change(lambda values: values["recipes"]["sts"]["gate"].update(
-        {"margin": -0.001, "floor": 0.0, "min_rows": 10, "slices": {}, "resamples": 500,
-         "latency": {"texts": 2, "rounds": 2, "ratio": 50.0, "milliseconds": None}}))
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in (command.QUIET | command.OFFLINE | {"MLFLOW_TRACKING_URI": ""}).items():
-            patch.setenv(key, value)
-        patch.chdir(folder)
-        project = params.load()
-        plant(project)
-
-        def version() -> int:
-            evaluate.evaluate("sts", project.recipe("sts"), project, TEST.parent, MODEL, EVALUATION)
-            return register.register("sts").number
-
-        assert version() == GOOD
-        shutil.copytree(MODEL, "kept")
-        spoil(MODEL)
-        assert version() == BAD
-        shutil.rmtree(MODEL)
-        shutil.move("kept", MODEL)
-        evaluate.evaluate("sts", project.recipe("sts"), project, TEST.parent, MODEL, EVALUATION)
-        with open(EVALUATION / "metrics.json", "a", encoding="utf-8") as file:
-            file.write(" ")
-        assert register.register("sts").number == TWIN
-    return place
+    return make_shelf(finished, tmp_path_factory.mktemp("shelf") / "project")
 
 
 @pytest.fixture
 def store(shelf, inside):
-    """A client of the shelf's store, in which nothing is in charge and no verdict is known; the rules as they were."""
     inside(shelf)
-    before = (shelf / "params.yaml").read_bytes()
-    yield (found := tracking.client())
-    (shelf / "params.yaml").write_bytes(before)
-    with contextlib.suppress(Exception):
-        found.delete_registered_model_alias("sts", "champion")
-    for number in (GOOD, BAD, TWIN):
-        tags = found.get_model_version("sts", str(number)).tags
-        for tag in tags:
-            if tag.startswith("verdict") or tag == "promoted":
-                found.delete_model_version_tag("sts", str(number), tag)
-        shutil.rmtree(verdict_files(found, number), ignore_errors=True)
-
-
-def verdict_files(found, number: int) -> Path:
-    run = found.get_run(found.get_model_version("sts", str(number)).run_id)
-    return Path(run.info.artifact_uri.removeprefix("file://")) / "verdicts"
-
-
-def in_charge(found) -> int | None:
-    champion = registry.champion(found, "sts")
-    return champion and champion[0].number
+    with lent(shelf) as found:
+        yield found
 
 
 def document(found, number: int, end: str = "json") -> Path:
@@ -199,53 +143,6 @@ def test_other_rules_are_another_verdict(store, shelf):
     assert (verdict(store, BAD)["verdict"], in_charge(store)) == ("promote", BAD)
 
 
-def test_what_was_taken_out_of_charge_comes_back_by_a_person_alone(store):
-    registry.set_alias(store, "sts", BAD, "champion")
-    promotion.decide("sts@1")
-    registry.set_alias(store, "sts", BAD, "champion")
-    promotion.decide("sts@1", "auto")
-    assert in_charge(store) == BAD
-    assert "it was the champion before: sts@2 stays in charge" in promotion.text("sts", GOOD)
-    promotion.decide("sts@1", "yes")
-    assert in_charge(store) == GOOD
-
-
-@pytest.mark.parametrize("answer, state, champion", [("yes", "promoted", GOOD), ("no", "refused", None)])
-def test_a_promotion_that_a_person_confirms_waits_for_the_answer(store, answer, state, champion):
-    assert promotion.decide("sts@1", "ask")[1].startswith("waiting since 20")
-    assert in_charge(store) is None
-    assert "it waits for a person" in promotion.text("sts", GOOD)
-    assert (promotion.decide("sts@1", answer)[1], in_charge(store)) == (state, champion)
-    assert (promotion.decide("sts@1", "ask")[1], in_charge(store)) == (state, champion)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("typed, said", [
-    ("y\n", "sts@1 is the champion"), ("\n", "a person refused: sts has no champion yet"),
-    ("", "it waits for a person: sts has no champion yet")])
-def test_who_sits_at_the_terminal_is_asked_and_no_answer_is_none(store, evergreen, monkeypatch, typed, said):
-    monkeypatch.setattr(sys, "stdin", Terminal(typed))
-    done = evergreen("promote", "sts@1", "--approve", "ask")
-    assert "promote sts@1? [y/N] " in done.out and done.out.splitlines()[-1].startswith(f"  {said}")
-
-
-def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
-    promotion.decide("sts@1", "ask")
-    shelf.edit("recipes.sts.gate.approval", {"policy": "ask", "hours": 1e-6})
-    assert promotion.decide("sts@1") == (GOOD, "lapsed")
-    assert in_charge(store) is None and "nobody confirmed in time" in promotion.text("sts", GOOD)
-
-
-def test_a_person_cannot_confirm_what_the_rules_hold(store):
-    registry.set_alias(store, "sts", GOOD, "champion")
-    promotion.decide("sts@2", "yes")
-    assert in_charge(store) == GOOD
-
-
 BROKEN = {
     "test digest": lambda found: changed(TEST),
     "champion verified": lambda found: changed(next(registry.stored_folder("models:/sts/2").rglob("*.safetensors"))),
@@ -319,35 +216,3 @@ def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen
     assert done.out.endswith("  sts@1 is the champion\n")
     assert evergreen("promote", "sts@9").err == (
         "error: sts has no version 9 to decide on; make one: evergreen run sts\n")
-
-
-def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(store, shelf, tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    from prefect import flow
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.testing.utilities import prefect_test_harness
-
-    from flows import pipeline
-
-    promotion.decide("sts@1", "ask")
-    ran = flow(name="confirming")(lambda: pipeline.confirm("sts", GOOD))
-
-    def answer() -> None:
-        with get_client(sync_client=True) as client:
-            wanted = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
-            while not (paused := client.read_flow_runs(flow_run_filter=wanted)):
-                time.sleep(0.2)
-            client.resume_flow_run(paused[0].id, run_input={"promote": True})
-
-    with prefect_test_harness(server_startup_timeout=120):
-        shelf.edit("recipes.sts.gate.approval.hours", 1 / 3600)
-        ran()
-        assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
-        assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
-        shelf.edit("recipes.sts.gate.approval.hours", 1.0)
-        person = threading.Thread(target=answer, daemon=True)
-        person.start()
-        ran()
-        person.join(10)
-    assert in_charge(store) == GOOD

@@ -6,12 +6,13 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 
 import psutil
 import pytest
+
+from tests.waiting import until
 
 FLOW = """
 from prefect import flow
@@ -52,16 +53,6 @@ def started(*command: str, **options) -> Iterator[subprocess.Popen]:
         process.wait(10)
 
 
-def poll(what, seconds: float, log):
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if found := what():
-                return found
-        assert time.monotonic() < end, f"waited {seconds} s in vain\n{log.read_text()}"
-        time.sleep(0.2)
-
-
 @pytest.mark.fault(30)
 def test_a_schedule_makes_runs_and_they_complete(environment, tmp_path):
     with socket.socket() as free:
@@ -81,6 +72,6 @@ def test_a_schedule_makes_runs_and_they_complete(environment, tmp_path):
     with open(log, "w") as said, started(
             sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port),
             cwd=tmp_path, env=settings, stdout=said):
-        poll(lambda: ask(f"{api}/health"), 90, log)
+        until(lambda: ask(f"{api}/health"), 90, log.read_text)
         with started(sys.executable, "ticking.py", cwd=tmp_path, env=settings | {"PREFECT_API_URL": api}, stdout=said):
-            assert poll(completed, 90, log)[0]["start_time"]
+            assert until(completed, 90, log.read_text)[0]["start_time"]

@@ -5,15 +5,9 @@ import base64
 import http.client
 import http.server
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import threading
-import time
-import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,66 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import keys, postgres, processes, stack
-from steps import command
-from steps.schema import InputError
-from tests.conftest import ROOT, Project
+from infra import keys, stack
+from tests.conftest import ROOT
+from tests.running import WEBHOOK, Receiver, Running, mark, started_stack
 from tests.test_registry_server import BINARIES
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")]
-WEBHOOK = "/hooks/canaryOfTheWebhook"
 OPEN = {"/api/health", "/api/ready", "/health",             # documented: who watches a server asks these
         "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info",      # documented: what a client may ask for
         "/static-files/x"}                                  # the page's own files
-FLOW = """
-import os
-import subprocess
-from pathlib import Path
-
-from prefect import flow
-
-from flows import notifications
-from steps import tracking
-
-
-@flow(name="retrain")
-def retrain(ending: str):
-    if ending == "failed":
-        raise ValueError("the column score is missing")
-    if ending == "crashed":
-        os.kill(os.getpid(), 9)
-    found = tracking.client()
-    run = found.create_run(tracking.experiment(found, "sts")).info.run_id
-    found.log_text(run, "an artifact", "note.txt")
-    Path("made.txt").write_text("made here")
-    for step in (["add", "--quiet", "made.txt"], ["push", "--quiet", "made.txt"]):
-        subprocess.run(["dvc", *step], check=True)
-    notifications.announce(["sts@1 against the base model: PROMOTE"])
-"""
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """Keeps what is posted to it."""
-
-    def __init__(self):
-        self.told: list[str] = []
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                assert self.path == WEBHOOK
-                receiver.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
     with Receiver() as found:
@@ -88,48 +32,10 @@ def receiver() -> Iterator[Receiver]:
         found.shutdown()
 
 
-class Running(Project):
-    """A project with its stack."""
-
-    def up(self, check: bool = True, **variables: str) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, "-m", "infra.stack", "up", check=check, **variables)
-
-    def down(self) -> str:
-        return self.run(sys.executable, "-m", "infra.stack", "down").stdout
-
-    def ports(self) -> dict[str, int]:
-        return json.loads((self / ".stack/addresses.json").read_text(encoding="utf-8"))["ports"]
-
-    def prefect(self, path: str, body: dict | None = None):
-        return stack.ask(f"http://127.0.0.1:{self.ports()['prefect']}/api/{path}", self.secret("password"), body)
-
-    def secret(self, name: str) -> str:
-        return keys.read(self / ".stack/secrets", name)
-
-    def part(self, name: str) -> processes.Part:
-        return processes.Part(self / ".stack", name)
-
-
 @pytest.fixture(scope="module")
 def running(environment, receiver) -> Iterator[Running]:
-    """Below /tmp and open to be passed through, because PostgreSQL runs as another user where this one is root."""
-    folder = Path(tempfile.mkdtemp(prefix="stack-"))
-    folder.chmod(0o711)
-    project = Running(folder / "project", environment | {
-        "PYTHONPATH": str(folder / "project"), "NO_PROXY": "*", "no_proxy": "*",
-        "EVERGREEN_WEBHOOK": f"http://127.0.0.1:{receiver.server_port}{WEBHOOK}"})
-    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
-    for name in listed.decode().split("\0")[:-1]:
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, project / name)
-    (project / "ending.py").write_text(FLOW, encoding="utf-8")
-    project.start()
-    try:
-        project.started = project.up()
-        yield project
-    finally:
-        project.down()
-        shutil.rmtree(folder, ignore_errors=True)
+    with started_stack(environment, receiver) as found:
+        yield found
 
 
 def test_it_says_where_everything_is_and_no_secret(running):
@@ -256,61 +162,13 @@ def test_postgresql_wants_a_password(running):
                          password=running.secret("postgres_prefect"))
 
 
-@pytest.mark.parametrize("server", ["prefect", "mlflow", "sftp"])
-def test_no_server_starts_without_its_secret(server, tmp_path, environment):
-    (tmp_path / "password").touch()
-    done = subprocess.run([sys.executable, "-m", "infra.serve", server, "--host", "0.0.0.0", "--port", "1",
-                           "--secrets", tmp_path, "--data", tmp_path / "data"], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "starts without its secret" in done.stderr and "Traceback" not in done.stderr
-
-
-def told(evergreen_stack, capsys) -> tuple[int, str]:
-    return command.status(stack.main, evergreen_stack), capsys.readouterr().err
-
-
-def test_a_public_address_needs_a_password_first(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOST", "0.0.0.0")
-    code, said = told(["up"], capsys)
-    assert code == 2 and "HOST=0.0.0.0" in said and ".stack/secrets/password" in said
-    assert not (tmp_path / ".stack").exists()
-
-
-def test_without_postgresql_it_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(postgres.shutil, "which", lambda *_, **__: None)
-    code, said = told(["up"], capsys)
-    assert code == 2 and "apt-get install postgresql" in said and not (tmp_path / ".stack").exists()
-
-
 # What is told of it
 
 
-def run_on_worker(running: Running, flow: str, ending: str) -> str:
-    """Runs the flow of this test on the CPU worker; its state when it has ended."""
-    flow_id = running.prefect("flows/", {"name": flow})["id"]
-    clone = str(running / ".stack/workers/cpu")
-    deployment = running.prefect("deployments/", {
-        "name": "here", "flow_id": flow_id, "entrypoint": "ending.py:retrain", "path": clone, "work_pool_name": "cpu",
-        "job_variables": {"working_dir": clone}, "parameter_openapi_schema": {}})["id"]
-    run = running.prefect(f"deployments/{deployment}/create_flow_run", {"parameters": {"ending": ending}})["id"]
-    return until(lambda: (state := running.prefect(f"flow_runs/{run}")["state_type"]) in (
-        "COMPLETED", "FAILED", "CRASHED") and state)
-
-
-def until(what, seconds: float = 90.0):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    return found
-
-
 def test_each_ending_is_told_once(running, receiver):
-    assert run_on_worker(running, "retrain", "failed") == "FAILED"
-    assert run_on_worker(running, "retrain", "crashed") == "CRASHED"
-    assert run_on_worker(running, "retrain", "completed") == "COMPLETED"
+    assert running.on_worker("retrain", "failed") == "FAILED"
+    assert running.on_worker("retrain", "crashed") == "CRASHED"
+    assert running.on_worker("retrain", "completed") == "COMPLETED"
     stage = running.prefect("flows/", {"name": "a stage"})["id"]
     for flow_id in (stage, running.prefect("flows/", {"name": "retrain"})["id"]):   # the last comes after all others
         run = running.prefect("flow_runs/", {"flow_id": flow_id})["id"]
@@ -360,14 +218,11 @@ def test_the_killed_come_back_with_all_they_kept(running):
     assert "PostgreSQL: ready after" in running.up().stdout
 
     def both_answer() -> bool:
-        try:
-            experiments = stack.ask(f"http://127.0.0.1:{running.ports()['mlflow']}/api/2.0/mlflow/experiments/search",
-                                    running.secret("password"), {"max_results": 5})["experiments"]
-            return len(experiments) == 2 and len(running.prefect("flow_runs/filter", {})) == runs
-        except urllib.error.HTTPError:      # of a connection that the killed server cut
-            return False
+        experiments = stack.ask(f"http://127.0.0.1:{running.ports()['mlflow']}/api/2.0/mlflow/experiments/search",
+                                running.secret("password"), {"max_results": 5})["experiments"]
+        return len(experiments) == 2 and len(running.prefect("flow_runs/filter", {})) == runs
 
-    until(both_answer, 30)
+    until(both_answer, 30)      # at first with errors of connections that the killed server cut
 
 
 # What it leaves
@@ -398,41 +253,3 @@ def test_the_stop_ends_every_process_and_keeps_the_data(running):
     assert [p for p in psutil.process_iter() if str(running.folder) in mark(p)] == []
     assert (running / ".stack/postgres/data/PG_VERSION").exists()
     assert running.down() == "the stack does not run\n"
-
-
-def mark(process: psutil.Process) -> str:
-    try:
-        return process.environ().get(processes.MARK, "") + " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def test_a_process_that_got_the_number_of_another_is_left_alone(tmp_path):
-    part = processes.Part(tmp_path, "sleeper")
-    stranger = subprocess.Popen(["sleep", "60"])
-    try:
-        part.record.parent.mkdir()
-        part.record.write_text(json.dumps({"pid": stranger.pid, "started": "another boot 1"}), encoding="utf-8")
-        assert part.leader() is None and part.stop() is False
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
-
-
-def test_a_part_ends_with_children_that_left_it(tmp_path):
-    part = processes.Part(tmp_path, "parent")
-    part.start(["bash", "-c", "setsid sleep 60 & exec sleep 60"], dict(os.environ))
-    until(lambda: len(part.family()) == 2)
-    family = part.family()
-    part.leader().kill()
-    until(lambda: part.leader() is None)
-    assert part.stop() is True
-    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_a_wrong_password_file_is_refused(tmp_path):
-    for text, why in (("", "is empty"), ("short", "at least 12"), ("with:a colon in it", "no colon")):
-        (tmp_path / "password").write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=why):
-            keys.read(tmp_path, "password")

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from steps import embedding, reading, teach
-from steps.schema import InputError, Teacher
+from steps.schema import InputError
+from steps.sources import Teacher
 from tests.conftest import write_rows
 
 HEADER = ["english", "non_english"]

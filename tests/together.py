@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,25 +19,10 @@ from steps import checkpoint, classification, embedding, params, prepare, ranks,
 from steps import train as step
 from steps.provenance import sha256
 from tests.conftest import ROOT
-from tests.killing import Kill
+from tests.killing import Kill, forked, waited
 from tests.small import few_rows
 
 KINDS = {"embedding": embedding, "classification": classification}
-
-
-def forked(body: Callable[[], None], **environment: str) -> int:
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        os.environ |= environment
-        torch.set_num_threads(1)
-        body()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def together(count: int, body: Callable[[], None], status: int = 0) -> None:
@@ -46,13 +30,19 @@ def together(count: int, body: Callable[[], None], status: int = 0) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    if count == 1:
-        children = [forked(body)]
-    else:
-        children = [forked(lambda: (ranks.join(), body()), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-                           LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-                           GLOO_SOCKET_IFNAME="lo") for rank in range(count)]
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    def one(**environment: str) -> None:
+        os.environ |= environment
+        torch.set_num_threads(1)
+        if environment:
+            ranks.join()
+        body()
+
+    places = [{}] if count == 1 else [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"} for rank in range(count)]
+    children = [forked(lambda place=place: one(**place)) for place in places]
+    statuses = [waited(child) for child in children]
     assert statuses == [status] * count, statuses
 
 

@@ -1,0 +1,107 @@
+"""A DVC command -> a process that ends with ours, its lines as they come, and how it ended."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from steps import checkpoint, command
+
+GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
+CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
+           "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
+# The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
+DVC = """
+import signal, sys
+from steps import command, params
+command.die_with_parent()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+COMMAND = (sys.executable, "-c", DVC)
+_running: set[subprocess.Popen] = set()
+_lock = threading.Lock()
+_stopped = threading.Event()
+
+
+class StageFailed(RuntimeError):
+    """Raised when a stage's command fails for a reason that is not the user's input."""
+
+
+class StageKilled(StageFailed):
+    """Raised when a stage's process was ended by kill -9, as the kernel does where memory is short."""
+
+
+def start_anew() -> None:
+    """Lets processes be started again after a stop."""
+    _stopped.clear()
+
+
+def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder: Path | None = None,
+        python: str = sys.executable, variables: Mapping[str, str] | None = None) -> tuple[int, str, list[str]]:
+    """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
+    environment = os.environ | command.QUIET | {
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
+        checkpoint.DRIVEN: "yes", **(variables or {})}
+    with _lock:
+        if _stopped.is_set():
+            raise StageFailed(f"{what} was not started: the run was stopped")
+        process = subprocess.Popen(
+            [python, "-c", DVC, "--wait-for-lock", *arguments], cwd=folder, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True)
+        _running.add(process)
+    outcome, said = "unchanged", []
+    try:
+        for line in process.stdout:
+            line = line.rstrip().rpartition("\r")[2]
+            if line.startswith("Running stage"):
+                outcome = "ran"
+            elif "is cached - skipping run" in line:
+                outcome = "restored"
+            if line.strip() and not line.startswith(CHATTER) and not _stopped.is_set():
+                said.append(line)
+                on_line(line)
+        process.wait()
+    finally:
+        with _lock:
+            _running.discard(process)
+        _end(process)
+    if process.returncode and _stopped.is_set():
+        raise StageFailed(f"{what} was stopped")
+    if process.returncode == -signal.SIGKILL:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
+    return process.returncode, outcome, said
+
+
+def stop() -> None:
+    """Ends every command that runs, with all its children; until start_anew() none is started."""
+    with _lock:
+        _stopped.set()
+        running = list(_running)
+    for process in running:
+        _end(process)
+
+
+def stopped() -> bool:
+    """Whether the run was stopped."""
+    return _stopped.is_set()
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is not None:
+        return
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        try:
+            process.wait(GRACE)
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,104 @@
+"""A promotion that waits for a person: the answers, the terminal, the server's page, and no answer in time."""
+
+import io
+import sys
+import threading
+import time
+
+import pytest
+
+from flows import promotion
+from steps import journal, registry
+from tests.conftest import Project
+from tests.planted import BAD, GOOD, in_charge, lent, make_shelf
+
+
+@pytest.fixture(scope="module")
+def shelf(finished, tmp_path_factory) -> Project:
+    return make_shelf(finished, tmp_path_factory.mktemp("shelf") / "project")
+
+
+@pytest.fixture
+def store(shelf, inside):
+    inside(shelf)
+    with lent(shelf) as found:
+        yield found
+
+
+def test_what_was_taken_out_of_charge_comes_back_by_a_person_alone(store):
+    registry.set_alias(store, "sts", BAD, "champion")
+    promotion.decide("sts@1")
+    registry.set_alias(store, "sts", BAD, "champion")
+    promotion.decide("sts@1", "auto")
+    assert in_charge(store) == BAD
+    assert "it was the champion before: sts@2 stays in charge" in promotion.text("sts", GOOD)
+    promotion.decide("sts@1", "yes")
+    assert in_charge(store) == GOOD
+
+
+@pytest.mark.parametrize("answer, state, champion", [("yes", "promoted", GOOD), ("no", "refused", None)])
+def test_a_promotion_that_a_person_confirms_waits_for_the_answer(store, answer, state, champion):
+    assert promotion.decide("sts@1", "ask")[1].startswith("waiting since 20")
+    assert in_charge(store) is None
+    assert "it waits for a person" in promotion.text("sts", GOOD)
+    assert (promotion.decide("sts@1", answer)[1], in_charge(store)) == (state, champion)
+    assert (promotion.decide("sts@1", "ask")[1], in_charge(store)) == (state, champion)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("y\n", "sts@1 is the champion"), ("\n", "a person refused: sts has no champion yet"),
+    ("", "it waits for a person: sts has no champion yet")])
+def test_who_sits_at_the_terminal_is_asked_and_no_answer_is_none(store, evergreen, monkeypatch, typed, said):
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    done = evergreen("promote", "sts@1", "--approve", "ask")
+    assert "promote sts@1? [y/N] " in done.out and done.out.splitlines()[-1].startswith(f"  {said}")
+
+
+def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
+    promotion.decide("sts@1", "ask")
+    shelf.edit("recipes.sts.gate.approval", {"policy": "ask", "hours": 1e-6})
+    assert promotion.decide("sts@1") == (GOOD, "lapsed")
+    assert in_charge(store) is None and "nobody confirmed in time" in promotion.text("sts", GOOD)
+
+
+def test_a_person_cannot_confirm_what_the_rules_hold(store):
+    registry.set_alias(store, "sts", GOOD, "champion")
+    promotion.decide("sts@2", "yes")
+    assert in_charge(store) == GOOD
+
+
+def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(store, shelf, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows import pipeline
+
+    promotion.decide("sts@1", "ask")
+    ran = flow(name="confirming")(lambda: pipeline.confirm("sts", GOOD))
+
+    def answer() -> None:
+        with get_client(sync_client=True) as client:
+            wanted = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
+            while not (paused := client.read_flow_runs(flow_run_filter=wanted)):
+                time.sleep(0.2)
+            client.resume_flow_run(paused[0].id, run_input={"promote": True})
+
+    with prefect_test_harness(server_startup_timeout=120):
+        shelf.edit("recipes.sts.gate.approval.hours", 1 / 3600)
+        ran()
+        assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
+        assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
+        shelf.edit("recipes.sts.gate.approval.hours", 1.0)
+        person = threading.Thread(target=answer, daemon=True)
+        person.start()
+        ran()
+        person.join(10)
+    assert in_charge(store) == GOOD

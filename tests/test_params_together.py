@@ -1,0 +1,81 @@
+"""What recipes, tasks, teachers and references of params.yaml say of each other."""
+
+import pytest
+
+from steps import params
+from tests.test_params import GONE, OURS, edited, refusal
+
+
+@pytest.mark.parametrize("keys, value, said", [
+    ("recipes/nli/train/loss", "softmax", "loss softmax and train_rows triplets do not go together: softmax learns "
+                                          "from pairs, every other loss from triplets"),
+    ("recipes/nli/prepare/train_rows", "pairs", "loss multiple_negatives and train_rows pairs do not go together"),
+    ("recipes/multilingual/dataset", "data/raw/translations",
+     "dataset 'data/raw/translations' has no teacher's vectors; declare it under teachers and use data/taught/NAME"),
+    ("recipes/tsdae/tasks", {}, "tasks must begin with a task `sts` that names a dev and a test split of the suite"),
+    ("recipes/mlm/tasks/appliances/dev", GONE, "tasks must begin with a task `sts` that names a dev and a test split"),
+])
+def test_keys_that_do_not_go_together_are_named_with_the_remedy(tmp_path, keys, value, said):
+    message = refusal(path := edited(tmp_path, keys, value))
+    assert message.startswith(f"{path}: recipes.{keys.split('/')[1]}")
+    assert said in message
+
+
+def test_softmax_learns_from_pairs(tmp_path):
+    values = params.read(OURS)["recipes"]["nli"]
+    values["train"]["loss"], values["prepare"]["train_rows"] = "softmax", "pairs"
+    assert params.load(edited(tmp_path, "recipes/nli", values)).recipe("nli").train.loss == "softmax"
+
+
+def test_the_first_task_of_plain_text_must_be_sts(tmp_path):
+    first = {"task": "classes", "dev": "dev", "test": "test", "columns": {"text": "text", "label": "label"},
+             "labels": ["no", "yes"]}
+    second = params.read(OURS)["recipes"]["tsdae"]["tasks"]["appliances"]
+    params.load(edited(tmp_path, "recipes/tsdae/tasks", {"a": second, "b": first}))
+    assert "tasks must begin with a task `sts`" in refusal(
+        edited(tmp_path, "recipes/tsdae/tasks", {"a": first, "b": second}))
+
+
+@pytest.mark.parametrize("task", ["stss", None, 3])
+def test_an_unknown_kind_of_task_is_answered_with_the_known_ones(tmp_path, task):
+    message = refusal(path := edited(tmp_path, "recipes/nli/tasks/appliances/task", task))
+    assert message.startswith(f"{path}: recipes.nli.tasks")
+    assert message.endswith(": appliances: task must be one of classes, sts, translation, triplet")
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("score_range", [5.0, 0.0], " = [5.0, 0.0]: must be [lowest, highest]"),
+    ("test", GONE, " is missing"),
+    ("tests", "test", " is not a known key; remove it or correct its spelling"),
+])
+def test_a_mistake_in_a_task_is_named_by_file_and_key(tmp_path, key, value, said):
+    path = edited(tmp_path, f"recipes/nli/tasks/appliances/{key}", value)
+    assert refusal(path) == f"{path}: recipes.nli.tasks.appliances.{key}{said}"
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"recipe": "stz"}, "references.old.recipe = 'stz': no such stage; known: cola, emotion, "),
+    ({"model": "models/base/none"}, "references.old.model = 'models/base/none': no such stage; known: models/base/"),
+    ({"model": "models/stz"}, "references.old.model = 'models/stz': no such stage; known: models/base/"),
+])
+def test_a_reference_to_what_is_not_there_is_named(tmp_path, change, said):
+    entry = {"recipe": "sts", "model": "models/base/all-MiniLM-L6-v2"}
+    params.load(edited(tmp_path, "references", {"old": entry}))
+    path = edited(tmp_path, "references", {"old": entry | change})
+    assert refusal(path).startswith(f"{path}: {said}")
+
+
+def test_a_recipe_can_start_from_anothers_model_and_a_teacher_be_one(tmp_path):
+    edited(tmp_path, "recipes/sts/base_model", "models/mlm")
+    assert params.load(tmp_path / "params.yaml").recipe("sts").base_model == "models/mlm"
+    assert params.load(edited(tmp_path, "teachers/translations/model", "models/sts"))
+
+
+def test_the_targets_are_the_evaluations_of_the_recipes_and_of_what_they_are_compared_with(tmp_path):
+    base = "models/base/all-MiniLM-L6-v2"
+    project = params.load(edited(tmp_path, "references", {
+        "old": {"recipe": "tsdae", "model": base}, "sts-by-nli": {"recipe": "sts", "model": "models/nli"},
+        "plain": {"recipe": "tsdae", "model": base}}))
+    assert project.targets(["tsdae"]) == ["evaluate@tsdae", "reference@old", "reference@plain"]
+    assert project.targets(["nli", "sts"]) == ["evaluate@nli", "evaluate@sts", "reference@sts-by-nli"]
+    assert project.targets(["cola"]) == ["evaluate@cola"]
