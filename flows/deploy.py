@@ -183,8 +183,10 @@ def start_for_drift(recipe: str) -> str:
 
 
 def work(pool: str, health: bool) -> None:
-    """Becomes a worker of the pool, which does one run at a time in this clone, and with `health` says that it lives.
+    """Becomes a worker of the pool, in this clone, and with `health` says that it lives.
 
+    Of a pool for stages it takes one run at a time and leaves the next to another worker. That of the machine in charge
+    takes what is due, so that the server sees runs of one deployment overlap and cancels all but the first.
     Raises InputError where the project names no such pool.
     """
     project = params.load()
@@ -198,7 +200,8 @@ def work(pool: str, health: bool) -> None:
         signal.signal(signum, signal.SIG_DFL)
     os.environ[FOLDER] = os.getcwd()
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool,
-                              "--name", f"{pool} of {socket.gethostname()}", "--limit", "1",
+                              "--name", f"{pool} of {socket.gethostname()}",
+                              *([] if pool == project.work_pool else ["--limit", "1"]),
                               *(["--with-healthcheck"] if health else [])])
 
 

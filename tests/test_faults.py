@@ -18,7 +18,7 @@ from steps import command, embedding, provenance, schema
 from tests.conftest import Project
 from tests.killing import Training
 from tests.test_checkpoint import on_a_small_disk
-from tests.test_interruption import poll
+from tests.waiting import until
 
 TRAIN = ("-m", "steps.train", "sts", "data/prepared/sts", "again", "curves")
 
@@ -65,7 +65,7 @@ def test_a_training_that_was_killed_and_one_that_was_asked_to_stop_end_with_the_
         shutil.rmtree(long / path)
 
     with training(long) as process:
-        poll(lambda: committed(long) or process.poll() is not None, 60)
+        until(lambda: committed(long) or process.poll() is not None, 60)
         process.kill()
         assert process.wait(10) == -signal.SIGKILL
     killed_at = committed(long)
@@ -74,7 +74,7 @@ def test_a_training_that_was_killed_and_one_that_was_asked_to_stop_end_with_the_
     for number in (signal.SIGTERM, signal.SIGINT):
         before = committed(long)
         with training(long) as process:
-            poll(lambda: "continues from" in (long / "said").read_text() or process.poll() is not None, 60)
+            until(lambda: "continues from" in (long / "said").read_text() or process.poll() is not None, 60)
             began = time.monotonic()
             process.send_signal(number)
             assert process.wait(40) == 130, (long / "said").read_text()
@@ -99,7 +99,7 @@ def test_a_second_writer_of_an_output_is_refused_in_10_seconds_and_told_of_the_f
     long.edit("recipes.sts.train.epochs", 6000)
     long.edit("recipes.sts.train.patience", 6000)
     with training(long) as process:
-        poll(lambda: committed(long) or process.poll() is not None, 60)
+        until(lambda: committed(long) or process.poll() is not None, 60)
         began = time.monotonic()
         code = ("import sys, time; from steps import command\n"
                 "sys.exit(command.status(lambda a: command.only_writer(a).__enter__(), ['curves']))")
