@@ -54,6 +54,7 @@ class Fleet:
     def start_workers(self) -> None:
         for name, clone in (("cpu", self.head), ("gpu", self.gpu)):
             self.start(name, "-m", "flows.cli", "worker", name, cwd=clone.folder, env=clone.environment)
+        self.poll(lambda: {pool["status"] for pool in self.ask("/work_pools/filter", limit=50)} == {"READY"}, 90)
 
     def commit(self, message: str) -> None:
         """Commits the head's files; the other clone follows."""
