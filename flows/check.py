@@ -11,7 +11,7 @@ from steps.contract import Findings
 from steps.schema import InputError
 
 PLACE = Path(".evergreen/check")
-LISTS = ("quarantine.csv", "overlaps.csv")
+LISTS, PAGE = ("quarantine.csv", "overlaps.csv"), "report.txt"
 
 
 def check(name: str) -> tuple[Findings, Path]:
@@ -33,7 +33,7 @@ def check(name: str) -> tuple[Findings, Path]:
                 path.rename(folder / listed)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    (folder / "report.txt").write_text(page(name, found, folder) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(page(name, found, folder) + "\n", encoding="utf-8")
     return found, folder
 
 
@@ -95,5 +95,7 @@ def page(name: str, found: Findings, folder: Path) -> str:
     lines += [f"\n  note: {note}" for note in found.notes]
     lists = [str(folder / listed) for listed in LISTS if (folder / listed).exists()]
     lines += ["", f"  whole lists: {', '.join(lists)}"] if lists else []
-    return "\n".join([*lines, "", *(["a run would stop:", *(f"  {stop}" for stop in found.stops)] if found.stops
-                                    else ["nothing here stops a run"])])
+    lines += ["", f"  this page: {folder / PAGE}", ""]
+    lines += (["a run would stop:", *(f"  {stop}" for stop in found.stops)] if found.stops else
+              [f"nothing here stops a run; train with: evergreen run {name}"])
+    return "\n".join(lines)

@@ -125,7 +125,7 @@ def check(options: argparse.Namespace) -> int:
     from flows import check
 
     found, folder = check.check(options.recipe)
-    print((folder / "report.txt").read_text(encoding="utf-8"), end="")
+    print((folder / check.PAGE).read_text(encoding="utf-8"), end="")
     return 2 if found.stops else 0
 
 

@@ -32,7 +32,7 @@ def test_good_data_pass_and_only_the_report_is_written(checked, evergreen):
     before = everything(checked)
     done = evergreen("check", "sts")
     assert done.code == 0, done.out + done.err
-    assert done.out.splitlines()[-1] == "nothing here stops a run"
+    assert done.out.splitlines()[-1] == "nothing here stops a run; train with: evergreen run sts"
     assert everything(checked) - before == {".evergreen/check/sts/report.txt"}
     assert Path(".evergreen/check/sts/report.txt").read_text(encoding="utf-8") == done.out
     rows = {line.split()[0]: line.split()[1:4] for line in done.out.splitlines()[3:6]}

@@ -79,6 +79,12 @@ def test_unknown_and_missing_keys_are_named(tmp_path, keys, value, said):
     assert refusal(path := edited(tmp_path, keys, value)).startswith(f"{path}: {said}")
 
 
+def test_a_mistyped_key_is_one_error_and_names_the_right_one(tmp_path):
+    train = params.read(OURS)["recipes"]["sts"]["train"]
+    path = edited(tmp_path, "recipes/sts/train", {"epoch" if k == "epochs" else k: v for k, v in train.items()})
+    assert refusal(path) == f"{path}: recipes.sts.train.epoch is not a known key; did you mean epochs?"
+
+
 @pytest.mark.parametrize("key, value, rule", [
     # wrong type
     ("seed", "42", "Input should be a valid integer"),
