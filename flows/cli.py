@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--neighbours", type=int, default=10, help="nearest texts looked at (10)")
     sub = add("delete", delete, "delete a version that holds no alias")
     sub.add_argument("version", metavar="VERSION", help="such as sts@2")
-    sub = add("pin", pin, "write the present commit hash of a hub source into params.yaml")
-    sub.add_argument("name", metavar="NAME", help="the source's name in params.yaml")
+    sub = add("pin", pin, "write the present commit hash of hub sources into params.yaml")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="the source's name there; none: all that follow a branch")
     add("deploy", deploy, "tell the Prefect server of PREFECT_API_URL the schedules and work pools of this project")
     sub = add("worker", worker, "do in this clone what that server has for a work pool")
     sub.add_argument("pool", metavar="POOL", help="work_pool of params.yaml, or one that dvc.yaml names")
@@ -258,8 +258,9 @@ def pin(options: argparse.Namespace) -> None:
     command.quiet(offline=False)
     from flows import pin
 
-    hub, before, commit = pin.pin(options.name)
-    print(f"{hub}: {before} is {commit}, written to params.yaml")
+    for hub, branch, before, commit in pin.pin(options.names):
+        print(f"{hub}: {branch} is still {commit}" if commit == before else
+              f"{hub}: {branch} is {commit}, written to params.yaml")
 
 
 def deploy(options: argparse.Namespace) -> None:

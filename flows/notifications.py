@@ -1,5 +1,7 @@
 """One webhook of the user's choice -> told once of each retraining that failed, crashed or ended with a verdict.
 
+It is also told where a retraining finds that a source has a newer revision than the pinned one.
+
 EVERGREEN_WEBHOOK=https://... python -m flows.notifications
 
 https://docs.prefect.io/v3/concepts/automations
@@ -21,12 +23,13 @@ from prefect.types import SecretDict
 from steps import command
 from steps.schema import InputError
 
-VERDICT = "evergreen.verdict"
+VERDICT, NEWS = "evergreen.verdict", "evergreen.news"
 FLOW = "retrain"        # the stages that it runs elsewhere are flows too, and tell it how they ended
 TEXTS = {
     "prefect.flow-run.Failed": '"retraining failed: " ~ flow_run.state.message',
     "prefect.flow-run.Crashed": '"retraining crashed: " ~ flow_run.state.message',
     VERDICT: "event.payload.text",
+    NEWS: "event.payload.text",
 }
 
 
@@ -60,11 +63,11 @@ def payload(text: str) -> str:
     return '{"text": {{ (' + text + ' ~ "\\n" ~ (flow_run|ui_url)) | tojson }}}'
 
 
-def announce(verdicts: list[str]) -> None:
-    """Tells, from inside a flow, what was decided."""
+def announce(event: str, texts: list[str]) -> None:
+    """Tells, from inside a flow, what was decided (VERDICT) or found (NEWS)."""
     run = get_run_context().flow_run
-    emit_event(VERDICT, {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
-               payload={"text": "\n\n".join(verdicts)})
+    emit_event(event, {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+               payload={"text": "\n\n".join(texts)})
 
 
 def main(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
-"""A name in params.yaml -> the hub's present commit hash, written beside it."""
+"""Hub sources of params.yaml -> the present commits of their branches, written beside them or told as news."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from steps import params
@@ -8,13 +9,13 @@ from steps.schema import InputError
 PLACES = ("datasets.remote", "base_models.remote", "published.datasets", "published.base_models")
 
 
-def pin(name: str, path: Path = params.PARAMS) -> tuple[str, str, str]:
-    """Resolves the branch or tag that stands as revision (or the default branch) and writes the hash.
+def pin(names: list[str], path: Path = params.PARAMS) -> list[tuple[str, str, str, str]]:
+    """Writes the present commit of each source's branch as its revision; without names, of all that `follow` one.
 
-    Returns hub name, what stood there and the hash. The rest of the file stays as it is, comments too.
+    The branch is what the source follows, else what stands as its revision, else main. Returns (hub name, branch,
+    what stood there, commit) of each. Nothing is written unless all are found; the rest of the file stays as it is,
+    comments too.
     """
-    import huggingface_hub as hub
-    from huggingface_hub import errors
     from ruamel.yaml import YAML
 
     params.read(path)       # says what is wrong with the file, if it is
@@ -22,29 +23,64 @@ def pin(name: str, path: Path = params.PARAMS) -> tuple[str, str, str]:
     file.preserve_quotes, file.width = True, 4096
     file.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     values = file.load(path.read_text(encoding="utf-8"))
-    found = {place: entries[name] for place in PLACES if name in (entries := _below(values, place))}
-    if not found:
-        known = sorted(n for place in PLACES for n, e in _below(values, place).items() if "hub" in e)
-        raise InputError(f"{path} has no hub source {name!r}; those it has: {', '.join(known) or 'none'}")
-    place, entry = next(iter(found.items()))
-    if not entry.get("hub"):
-        raise InputError(f"{path}: {place}.{name} names no hub repository; only those have revisions to pin")
-    before = entry.get("revision") or "main"
-    kind = "dataset" if "datasets" in place else "model"
-    try:
-        commit = hub.HfApi().repo_info(entry["hub"], revision=before, repo_type=kind).sha
-    except (errors.HTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{entry['hub']} at {before!r} cannot be looked up: {reason}") from None
-    if "revision" in entry:
-        entry["revision"] = commit
-    else:
-        entry.insert(list(entry).index("hub") + 1, "revision", commit)
+    known = {name: (place, entry) for place in reversed(PLACES) for name, entry in _below(values, place).items()}
+    on_hub = sorted(name for name, (_, entry) in known.items() if entry.get("hub"))
+    if not names:
+        names = [name for name in on_hub if known[name][1].get("follow")]
+        if not names:
+            raise InputError(f"{path}: no source follows a branch; name one of {', '.join(on_hub) or 'none'}, or give "
+                             "it `follow: main`")
+    found = []
+    for name in names:
+        if name not in known:
+            raise InputError(f"{path} has no hub source {name!r}; those it has: {', '.join(on_hub) or 'none'}")
+        place, entry = known[name]
+        if name not in on_hub:
+            raise InputError(f"{path}: {place}.{name} names no hub repository; only those have revisions to pin")
+        before = entry.get("revision")
+        branch = entry.get("follow") or before or "main"
+        found.append((entry["hub"], branch, before or branch, head("datasets" in place, entry["hub"], branch)))
+        if before is None:
+            entry.insert(list(entry).index("hub") + 1, "revision", found[-1][-1])
+        entry["revision"] = found[-1][-1]
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as out:
         file.dump(values, out)
     partial.replace(path)
-    return entry["hub"], before, commit
+    return found
+
+
+def news(stages: Iterable[str]) -> Iterator[str]:
+    """A line for each source of these stages whose branch has a commit other than the pinned one, or cannot be read."""
+    project = params.load()
+    for stage in stages:
+        step, _, name = stage.partition("@")
+        dataset = step.endswith("dataset")
+        if not (dataset or step.endswith("model")):
+            continue
+        source = project.sources("datasets" if dataset else "base_models")[name]
+        if not (branch := getattr(source, "follow", None)):
+            continue
+        try:
+            commit = head(dataset, source.hub, branch)
+        except InputError as error:
+            yield str(error)
+            continue
+        if commit != source.revision:
+            yield (f"{name}: {source.hub} at {branch!r} is {commit}, pinned is {source.revision}; to train on it: "
+                   f"evergreen pin {name}, and commit params.yaml")
+
+
+def head(dataset: bool, hub_name: str, branch: str) -> str:
+    """The commit of a branch or tag, by one request. Raises InputError where it cannot be had."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        return hub.HfApi().repo_info(hub_name, revision=branch, repo_type="dataset" if dataset else "model").sha
+    except (errors.HTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{hub_name} at {branch!r} cannot be looked up: {reason}") from None
 
 
 def _below(values: dict, place: str) -> dict:

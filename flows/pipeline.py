@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, notifications, page, preflight, processes, promotion, remote
+from flows import deploy, graph, notifications, page, pin, preflight, processes, promotion, remote
 from flows.processes import StageFailed
 from steps import attempts, command, history, params, register, tracking
 from steps.schema import InputError
@@ -165,6 +165,10 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
                 get_run_logger().warning(line)
             project = params.load()
             stages = [s.name for s in graph.plan(project.targets(recipes))]
+            if told := list(pin.news(stages)):
+                for line in told:
+                    get_run_logger().warning(line)
+                notifications.announce(notifications.NEWS, told)
             answered = get_run_context().flow_run.empirical_policy.pause_keys      # it was suspended and goes on
             if not answered and not graph.stale(stages) and all(map(register.registered, recipes)):
                 return unchanged(recipes, approve, decide)
@@ -237,7 +241,8 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
         if verdicts and on_a_server():
-            notifications.announce([promotion.text(r, versions[r].result()["version"]) for r in verdicts])
+            notifications.announce(notifications.VERDICT, [
+                promotion.text(recipe, versions[recipe].result()["version"]) for recipe in verdicts])
         return {"stages": {name: future.result() for name, future in stages.items()},
                 "versions": {recipe: future.result() for recipe, future in versions.items()}}
     except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages

@@ -8,10 +8,14 @@ from steps.schema import Columns, Commit, InsidePath, Name, Positive, Sha256, Sp
 
 
 class Source(Strict):
-    """A pinned source elsewhere. `sha256` maps the files to keep to their hashes (empty: trust the revision)."""
+    """A pinned source elsewhere. `sha256` maps the files to keep to their hashes (empty: trust the revision).
+
+    `follow` names the branch of which a newer commit is news; `evergreen pin` writes it as `revision`.
+    """
 
     hub: str | None = None
     revision: Commit | None = None
+    follow: Annotated[str, Field(min_length=1)] | None = None
     package: Name | None = None
     url: str | None = None
     files: list[InsidePath] = Field(default_factory=list)
@@ -25,6 +29,8 @@ class Source(Strict):
         if self.hub and not self.revision:
             raise ValueError("hub needs a revision: the commit hash to use; write the present one with: "
                              "evergreen pin NAME")
+        if self.follow and not self.hub:
+            raise ValueError("follow names a branch of a hub repository; a package or url has none")
         wanted = self.wanted()
         if not wanted:
             raise ValueError("files or sha256 must name the files to keep")

@@ -41,7 +41,7 @@ def retrain(ending: str):
     Path("made.txt").write_text("made here")
     for step in (["add", "--quiet", "made.txt"], ["push", "--quiet", "made.txt"]):
         subprocess.run(["dvc", *step], check=True)
-    notifications.announce(["sts@1 against the base model: PROMOTE"])
+    notifications.announce(notifications.VERDICT, ["sts@1 against the base model: PROMOTE"])
 """
 
 

@@ -23,16 +23,21 @@ def hub():
 
 
 @pytest.fixture
-def pin(hub, tmp_path, environment):
-    """pin(NAME) in a folder with the shipped params.yaml."""
+def python(hub, tmp_path, environment):
+    """python(ARGUMENT, ...) in a folder with the shipped params.yaml."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     here = environment | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT),
                           "NO_PROXY": "*", "no_proxy": "*"}
 
-    def run(name: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "flows.cli", "pin", name], cwd=tmp_path, env=here, text=True,
-                              capture_output=True, timeout=120, check=False)
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=here, text=True, capture_output=True,
+                              timeout=120, check=False)
     return run
+
+
+@pytest.fixture
+def pin(python):
+    return lambda *names: python("-m", "flows.cli", "pin", *names)
 
 
 def changed(tmp_path: Path) -> list[str]:
@@ -92,3 +97,35 @@ def test_a_hub_that_cannot_be_reached_is_named(pin, hub, tmp_path):
     assert done.stderr.startswith("error: sentence-transformers/all-nli at 'd482672c8e74ce18da116f430137434ba2e52fab' "
                                   "cannot be looked up: ")
     assert changed(tmp_path) == []
+
+
+def test_without_a_name_every_source_that_follows_a_branch_is_pinned_and_can_be_again(pin, tmp_path):
+    edit(tmp_path, PINNED, PINNED + "      follow: v2\n")
+    done = pin()
+    assert (done.returncode, done.stdout) == (
+        0, f"sentence-transformers/all-nli: v2 is {'f' * 40}, written to params.yaml\n"), done.stderr
+    followed = [f"- {PINNED}", f"+       revision: {'f' * 40}\n", "+       follow: v2\n"]
+    assert changed(tmp_path) == followed
+    assert pin().stdout == f"sentence-transformers/all-nli: v2 is still {'f' * 40}\n"
+    assert changed(tmp_path) == followed
+
+
+def test_without_a_name_and_a_branch_to_follow_the_remedy_is_named(pin, tmp_path):
+    done = pin()
+    assert done.returncode == 2 and "no source follows a branch; name one of all-MiniLM-L6-v2, all-nli, " in done.stderr
+    assert changed(tmp_path) == []
+
+
+@pytest.mark.parametrize(("follow", "said"), [
+    ("main", f"all-nli: sentence-transformers/all-nli at 'main' is {COMMIT}, pinned is {PINNED.split()[1]}; to train "
+             "on it: evergreen pin all-nli, and commit params.yaml"),
+    ("same", ""), ("gone", "sentence-transformers/all-nli at 'gone' cannot be looked up: "), (None, "")])
+def test_a_newer_commit_than_the_pinned_one_is_news(python, hub, tmp_path, follow, said):
+    hub.branches["sentence-transformers/all-nli"]["same"] = PINNED.split()[1]
+    if follow:
+        edit(tmp_path, PINNED, PINNED + f"      follow: {follow}\n")
+    stages = ["published/dvc.yaml:dataset@all-nli", "import_dataset@appliances", "published/dvc.yaml:model@mpnet-base",
+              "prepare@nli", "train@sts"]
+    done = python("-c", f"from flows import pin; print(*pin.news({stages}), sep='\\n', end='')")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(said) and bool(done.stdout) == bool(said)
