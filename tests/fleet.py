@@ -5,6 +5,8 @@ import json
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -63,12 +65,18 @@ class Fleet:
             self.gpu.git("pull", "-q")
 
     def ask(self, path: str, **body):
-        """What the server's API answers to a GET, or to a POST of `body`."""
+        """What the server's API answers to a GET, or to a POST of `body`; asked again while it is too busy."""
         request = urllib.request.Request(self.api + path, json.dumps(body).encode() if body else None,
                                          {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        for wait in (1, 2, 4, 8, None):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or wait is None:
+                    raise
+                time.sleep(wait)
 
     def deployments(self) -> dict[str, dict]:
         return {found["name"]: found for found in self.ask("/deployments/filter", limit=50)}
