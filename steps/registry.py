@@ -118,7 +118,7 @@ def artifact(found, version: Version, path: str, sha256: str | None) -> Path:
 
     who = f"{version.recipe}@{version.number}"
     try:
-        file = Path(found.download_artifacts(version.run_id, path))
+        file = Path(found.download_artifacts(version.run_id, path, tracking.downloads()))
     except (MlflowException, OSError):
         raise InputError(f"{who}: its run has no {path}; register it again: evergreen run {version.recipe}") from None
     if provenance.sha256(file) != sha256:
@@ -218,7 +218,7 @@ def stored_folder(model_uri: str) -> Path:
     """The local folder of a stored model as MLflow laid it out, downloaded when the store is elsewhere."""
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(model_uri))
+    return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=tracking.downloads()))
 
 
 def files_sha256(stored: Path) -> str:

@@ -147,3 +147,11 @@ def test_where_the_answers_to_what_is_created_are_lost_there_is_one_run_and_one_
         run, = found.search_runs([found.get_experiment_by_name("sts").experiment_id])
         assert run.info.run_id == made.run_id and run.info.status == "FINISHED"
         assert register.register("sts") == type(made)("sts", made.number, made.run_id, ["challenger"])
+
+        # what a process downloads ends with it, or with the next where it was killed
+        look = ("from steps import registry, tracking; tracking.client(); "
+                f"print(registry.stored_folder('models:/sts/{made.number}'))")
+        killed = project / ".evergreen/downloads/4194305-killed"        # no process has so high a number
+        killed.mkdir()
+        folder = Path(project.run(sys.executable, "-c", look, MLFLOW_TRACKING_URI=url).stdout.strip())
+        assert folder.is_relative_to(project / ".evergreen/downloads") and not folder.exists() and not killed.exists()
