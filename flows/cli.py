@@ -233,11 +233,12 @@ def compare(options: argparse.Namespace) -> None:
 
 def delete(options: argparse.Namespace) -> None:
     command.quiet()
-    from steps import registry, tracking
+    from steps import history, registry, tracking
 
     notice(options.version)
     recipe, number = registry.pick(found := tracking.client(), options.version)
-    registry.delete(found, recipe, number)
+    with history.deciding(recipe):
+        registry.delete(found, recipe, number)
     print(f"{recipe}@{number} is deleted")
 
 

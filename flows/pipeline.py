@@ -189,6 +189,8 @@ def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
     said, attempt = [], begin(recipes)
     deploy.check_lease(runtime.flow_run.id)
     for recipe in recipes:
+        for line in history.notice(recipe):
+            get_run_logger().warning("%s", line)
         number = register.registered(recipe).number
         name = f"{recipe}@{number}"
         if not decide:

@@ -1,4 +1,8 @@
-"""A challenger and the champion -> a verdict, kept with the version, logged, and acted upon, all under one lock."""
+"""A challenger and the champion -> a verdict, kept with the version, logged, and acted upon.
+
+Models are scored outside the lock of decisions, so that a rollback need not wait; a champion that has changed by then
+is another one to compare with.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -39,32 +43,35 @@ def decide(name: str, approve: str | None = None, attempt: str | None = None) ->
     project, found = params.load(), tracking.client()
     settings = project.recipe(recipe)
     approve = approve or settings.gate.approval.policy
-    with history.deciding(recipe):
-        attempts.check(found, recipe, attempt)
-        challenger = registry.find(found, recipe, which or registry.ALIAS)
-        if challenger is None:
-            raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
-                             f"make one: evergreen run {recipe}")
-        champion = registry.champion(found, recipe)
-        version, tags = challenger
-        if champion and champion[0].number == version.number:
-            remember(found, version, tags)
-            if "verdict_id" not in tags:
+    judged = kept = None
+    while True:
+        with history.deciding(recipe):
+            attempts.check(found, recipe, attempt)
+            challenger = registry.find(found, recipe, which or registry.ALIAS)
+            if challenger is None:
+                raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
+                                 f"make one: evergreen run {recipe}")
+            champion, (version, tags) = registry.champion(found, recipe), challenger
+            if unjudged := bool(champion) and champion[0].number == version.number:
+                if "verdict_id" in tags:
+                    verdicts.mark(found, recipe, version.number, PROMOTED)
+                    return version.number, PROMOTED
                 before = history.replaced(found, recipe, version.number)
                 champion = registry.find(found, recipe, str(before)) if before else None
-                kept = Case(recipe, settings, project, found, challenger, champion).judge()
-                evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
+            sides = (version.number, champion and champion[0].number)
+            if sides == judged:
+                evidence, state = verdicts.keep(found, recipe, version.number, version.run_id, kept), DECIDED
+            else:
+                case = Case(recipe, settings, project, found, challenger, champion)
+                evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
+                kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
+            if kept and unjudged:
                 history.note(found, recipe, version.number, kept["verdict"], kept["reason"], evidence=evidence)
                 verdicts.mark(found, recipe, version.number, PROMOTED)
-            return version.number, PROMOTED
-        case = Case(recipe, settings, project, found, challenger, champion)
-        evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
-        kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
-        if kept is None:
-            kept, state = case.judge(), DECIDED
-            evidence = verdicts.keep(found, recipe, version.number, version.run_id, kept)
-        attempts.check(found, recipe, attempt)      # scoring takes a while
-        return version.number, settle(found, version, tags, kept, evidence, state, approve, settings)
+                return version.number, PROMOTED
+            if kept:
+                return version.number, settle(found, version, kept, evidence, state, approve, settings)
+        judged, kept = sides, case.judge()
 
 
 class Case:
@@ -80,6 +87,9 @@ class Case:
         ours, theirs = challenger[1], champion[1] if champion else {}
         self.ours = self.stored("challenger", *challenger)
         self.theirs = self.stored("champion", *champion) if champion else self.base(ours)
+        if lost := None if champion else history.lost(found, recipe, challenger[0].number):
+            self.broken["champion"] = (f"{recipe}@{lost} was in charge and no version is now, so there is nothing to "
+                                       f"compare with; put one in charge: evergreen rollback {recipe} --to N")
         self.seeds = seeds.trained(recipe) if seeds.weights(Path(), recipe) == ours.get("weights_sha256") else []
         self.check_tests(ours, theirs)
         rules = settings.gate.model_dump(exclude={"approval", "examples"})
@@ -165,8 +175,7 @@ class Case:
             return None
 
 
-def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str, state: str, approve: str,
-           settings: Recipe) -> str:
+def settle(found, version: Version, kept: Mapping, evidence: str, state: str, approve: str, settings: Recipe) -> str:
     """Moves the alias, or writes down why not, on the evidence of the kept verdict. Returns the verdict's state."""
     recipe, number = version.recipe, version.number
 
@@ -185,7 +194,7 @@ def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str,
     if approve == "lapsed" or (approve == "ask" and late):
         return close(LAPSED, "hold", f"nobody confirmed within {hours:g} hours; the rules said promote: "
                                      f"{kept['reason']}")
-    if approve == "auto" and ("promoted" in tags or state == REFUSED):
+    if approve == "auto" and (state == REFUSED or history.was_in_charge(found, recipe, number)):
         return state
     if approve == "ask":
         if state == DECIDED:
@@ -194,21 +203,13 @@ def settle(found, version: Version, tags: Mapping, kept: Mapping, evidence: str,
         return state
     why = kept["reason"] if approve == "auto" else f"confirmed by a person; {kept['reason']}"
     history.move(found, recipe, number, why, "promote", evidence=evidence)
-    remember(found, version, tags)
+    verdicts.mark(found, recipe, number, PROMOTED)
     return PROMOTED
 
 
 def state(recipe: str, number: int) -> str:
     """The state of the version's verdict, empty before there is one."""
     return registry.find(tracking.client(), recipe, str(number))[1].get("verdict_state", "")
-
-
-def remember(found, version: Version, tags: Mapping) -> None:
-    """Marks a version as one that was in charge."""
-    if "promoted" not in tags:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        found.set_model_version_tag(version.recipe, str(version.number), "promoted", now)
-        verdicts.mark(found, version.recipe, version.number, PROMOTED)
 
 
 def promote(name: str, approve: str | None = None) -> str:

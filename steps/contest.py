@@ -75,6 +75,7 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     if len(gold) < 2:
         return found, {"won": [], "lost": []}
     found["test"] = compare(statistic, gold, said)
+    found["own"] = float(statistic(gold, said[0]) - statistic(gold, said[-1]))
     names = settings.prepare.labels if settings.kind == "classification" else []
     for part, chosen in slicing.parts(recipe.TASK, gold, texts, names).items():
         value = statistics.accuracy if part.startswith(slicing.LABEL) else statistic

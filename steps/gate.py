@@ -101,6 +101,7 @@ class Evidence:
     test: Comparison | None = None
     slices: Mapping[str, Comparison] = field(default_factory=dict)
     guards: Mapping[str, Comparison] = field(default_factory=dict)
+    own: float | None = None        # the gain of the version itself, without the other seeds
     registered: Pair = NOTHING     # the score on all test rows when the version was registered
     now: Pair = NOTHING            # and now
     champion_rows: float | None = None      # test rows the champion was registered with
@@ -188,6 +189,10 @@ def _sound(found: Evidence, rules: Rules) -> Iterator[Rule]:
 def _others(found: Evidence, rules: Rules) -> Iterator[Rule]:
     score = min(found.test.challenger.value, found.now.challenger)      # the mean over seeds, and the version's own
     yield Rule("floor", score >= rules.floor, f"at least {rules.floor:g}", f"{score:.4f}")
+    if found.seeds > 1:         # a lucky mean says nothing of the one that is put in charge
+        own = found.own
+        yield Rule("own gain", own is not None and own > rules.margin, f"above {rules.margin:g}",
+                   "not measured" if own is None else f"{own:.4f}")
     for what, margins, measured in (("slice", rules.slices, found.slices), ("guard", rules.guards, found.guards)):
         for name, margin in margins.items():
             limit = f"loses at most {margin:g}"

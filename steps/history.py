@@ -96,6 +96,15 @@ def previous(found, recipe: str) -> int | None:
     return next((n for n in reversed(stack) if n != now and n in there), None)
 
 
+def was_in_charge(found, recipe: str, number: int) -> bool:
+    return any(event.after == number for event in journal.read(found, recipe).done())
+
+
+def lost(found, recipe: str, but: int) -> int | None:
+    """The last champion, other than version `but`, of a recipe that has none now."""
+    return next((e.after for e in reversed(journal.read(found, recipe).done()) if e.after not in (None, but)), None)
+
+
 def replaced(found, recipe: str, number: int) -> int | None:
     """The champion whose place the version took, the last time that it was put in charge."""
     reconcile(found, recipe)

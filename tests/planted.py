@@ -51,16 +51,20 @@ def make_shelf(finished: Project, folder: Path) -> Project:
 
 @contextlib.contextmanager
 def lent(shelf: Project):
-    """A client of its store, in which nothing is in charge and no verdict is known; the rules as they were."""
+    """A client of its store, in which nothing is or was in charge and no verdict is known; the rules as they were."""
     before = (shelf / "params.yaml").read_bytes()
     yield (found := tracking.client())
     (shelf / "params.yaml").write_bytes(before)
     with contextlib.suppress(Exception):
         found.delete_registered_model_alias("sts", "champion")
+    if log := found.get_experiment_by_name("sts/history"):
+        found.rename_experiment(log.experiment_id, f"another/history/{log.experiment_id}")
+    for tag in found.get_registered_model("sts").tags:
+        found.delete_registered_model_tag("sts", tag)
     for number in (GOOD, BAD, TWIN):
         tags = found.get_model_version("sts", str(number)).tags
         for tag in tags:
-            if tag.startswith("verdict") or tag == "promoted":
+            if tag.startswith("verdict"):
                 found.delete_model_version_tag("sts", str(number), tag)
         shutil.rmtree(verdict_files(found, number), ignore_errors=True)
 

@@ -128,6 +128,13 @@ def test_what_a_rule_asks_for_and_was_not_measured_is_held(rule, change):
     assert (decision.verdict, missed(decision)) == ("hold", [rule])
 
 
+@pytest.mark.parametrize(("seeds", "own", "unmet"), [
+    (1, -0.01, []), (3, 0.01, []), (3, 0.0, ["own gain"]), (3, None, ["own gain"]), (3, float("nan"), ["own gain"])])
+def test_the_mean_over_seeds_does_not_promote_a_version_that_itself_is_no_better(seeds, own, unmet):
+    decision = gate.decide(replace(GOOD, seeds=seeds, own=own), RULES)
+    assert (decision.verdict, missed(decision)) == ("hold" if unmet else "promote", unmet)
+
+
 def test_the_first_model_has_no_champion_to_be_as_fast_or_small_as_but_a_floor():
     first = replace(GOOD, first=True, registered=Pair(0.7, None), milliseconds=Pair(12.0, None),
                     megabytes=Pair(90.0, None), champion_rows=None)
