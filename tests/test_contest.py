@@ -91,7 +91,7 @@ def test_guards_are_scored_on_their_own_task(tmp_path, tiny_model, project):
     second = [f"the fan {i} is loud" for i in range(15)]
     write(tmp_path / "test.arrow", sentence1=first, sentence2=second, label=np.linspace(0, 1, 15, dtype=np.float32),
           sentence1_input_ids=[[1]] * 15, sentence2_input_ids=[[1]] * 15)
-    write(tmp_path / "tasks/other.arrow", sentence1=second, sentence2=first[::-1], sentence1_input_ids=[[1]] * 15,
+    write(tmp_path / "tasks/other.arrow", sentence1=second, sentence2=first, sentence1_input_ids=[[1]] * 15,
           label=np.linspace(1, 0, 15, dtype=np.float32), sentence2_input_ids=[[1]] * 15)
     entry = validate(task.Entry, {"task": "sts", "test": "other", "score_range": [0.0, 1.0], "columns": {
         "sentence1": "sentence1", "sentence2": "sentence2", "score": "score"}}, "")
