@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -26,14 +27,14 @@ from steps.schema import InputError
 
 
 def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer: Path | None = None) -> PreTrainedModel:
-    """The classifier in `path`, with a new head where that is asked for; the names of the labels are in its config.
+    """The classifier in `path`, with its own names of the labels, or with a new head of the recipe's.
 
     Raises InputError where `path` has no head for these labels and none is to be made.
     """
     transformers_logging.disable_progress_bar()
     if not list(path.glob("*.safetensors")):
         raise InputError(f"{path} has no model.safetensors; other formats of weights are not loaded")
-    names = settings.prepare.labels
+    names = settings.prepare.labels if new_head else own_labels(path) or settings.prepare.labels
     model, info = AutoModelForSequenceClassification.from_pretrained(
         path, local_files_only=True, trust_remote_code=False, problem_type="single_label_classification",
         num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
@@ -43,6 +44,21 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
     model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def own_labels(path: Path) -> list[str]:
+    """The names that a classifier's config gives its classes; none where they are the library's LABEL_0, LABEL_1 ..."""
+    names = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).id2label
+    found = [str(names[i]) for i in sorted(names)]
+    return [] if found == [f"LABEL_{i}" for i in range(len(found))] else found
+
+
+def other_labels(model: PreTrainedModel, settings: schema.Recipe) -> str:
+    """Why its answers, which are the places of labels, are not those of the recipe's labels; nothing where they are."""
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if names == settings.prepare.labels:
+        return ""
+    return f"its classes are {', '.join(names)}, and the recipe's labels are {', '.join(settings.prepare.labels)}"
 
 
 def classify(model: PreTrainedModel, texts: list[list[int]], batch_size: int) -> np.ndarray:

@@ -31,6 +31,8 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
             champion: Contestant, first: bool) -> tuple[dict, dict[str, list[dict]]]:
     """The measured fields of gate.Evidence, and the examples that the first challenger won and lost most.
 
+    Classifiers of other labels than the recipe's are not scored: what was found is then `broken`, which the gate holds.
+
     Further challengers are the same training from other seeds: the score is then the mean over seeds, and its
     interval covers the choice of seeds as well as of rows. Test rows that a model was trained on are left out.
     """
@@ -40,6 +42,8 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
     recipe, rules = recipes.get(name), settings.gate
     kind = importlib.import_module(f"steps.{settings.kind}")
     models = [_load(kind, one, settings) for one in (*challengers, champion)]
+    if settings.kind == "classification" and (broken := labels_broken(name, kind, models, settings)):
+        return {"metric": recipe.METRIC, "broken": broken}, {"won": [], "lost": []}
     known = np.unique(np.concatenate([one.known for one in (*challengers, champion) if one.known is not None]))
 
     def outputs(model, columns: list[list[str]]):
@@ -89,6 +93,17 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
             if clean.sum() >= slicing.SMALLEST_SLICE:
                 found["guards"][key] = compare(task.STATISTICS[metric], labels[clean], [t[clean] for t in theirs])
     return found, examples(statistic, gold, said[0], said[-1], texts, recipe.TASK.TEXTS, names, rules.examples)
+
+
+def labels_broken(name: str, kind: ModuleType, models: Sequence, settings: Recipe) -> dict[str, str]:
+    """{rule: why} of the sides whose classes are not the recipe's labels in their order; the champion is the last."""
+    remedies = {
+        "challenger": f"train it again: evergreen run {name}",
+        "champion": "if they were meant to change, put the challenger in charge by hand: evergreen rollback "
+                    f"{name} --to NUMBER"}
+    sides = [*(("challenger", model) for model in models[:-1]), ("champion", models[-1])]
+    return {f"labels, {who}": f"{why}; {remedies[who]}" for who, model in sides
+            if model is not None and (why := kind.other_labels(model, settings))}
 
 
 def comparison(statistic: Callable, labels: np.ndarray, challengers: Sequence[np.ndarray], champion: np.ndarray,

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 ENCODER = "model.sentence_transformer"      # the folder of a stored encoder
+VECTORS = "vectors_sha256"                  # in TARGET.json: the digest of the .npy file that it speaks of
 CHUNK = 32          # batches read, sorted by length and written together
 
 
 def load(name: str):
-    """'sts@challenger' -> the encoder, and what it is: model, weights_sha256, dimension, pooling, normalized."""
+    """'sts@challenger' -> the encoder, its version, and its identity: the name and what changes a vector."""
     version, folder = registry.resolve(name)
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -36,8 +37,16 @@ def load(name: str):
         "dimension": model.get_embedding_dimension(),
         "pooling": str(modules["Pooling"].pooling_mode) if "Pooling" in modules else "none",
         "normalized": "Normalize" in modules,
+        "max_length": model.max_seq_length,
+        "tokenizer_sha256": tokenizer_sha256(model.tokenizer, folder),
     }
     return model, version, identity
+
+
+def tokenizer_sha256(tokenizer, folder: Path) -> str:
+    """One digest of the files in the folder that say how its tokenizer cuts a text."""
+    files = [folder / name for name in (*tokenizer.vocab_files_names.values(), "tokenizer_config.json")]
+    return provenance.digest({path.name: provenance.sha256(path) for path in files if path.is_file()})
 
 
 def is_encoder(folder: Path) -> bool:
@@ -61,8 +70,10 @@ def embed_file(name: str, source: Path, target: Path, column: str, batch_size: i
     """Writes one vector for each text, in their order, with the model's identity beside them.
 
     Parquet holds `text` and `embedding` and the identity in its metadata; .npy holds float32 [n, dim] and the
-    identity lies in TARGET.json. The file appears whole or not at all. With `append` the vectors follow those that
-    the file has, if the same model made them; else it raises InputError. Returns model, n, dim.
+    identity lies in TARGET.json. Two files cannot be replaced in one act, so that one holds the digest of the vectors
+    it speaks of: after a kill in between it names no other model. The file appears whole or not at all. With `append`
+    the vectors follow those that the file has, if the same model made them; else it raises InputError. Returns model,
+    n, dim.
     """
     if target.suffix not in (".parquet", ".npy"):
         raise InputError(f"{target}: the output must end in .parquet or .npy")
@@ -98,7 +109,8 @@ def embed_file(name: str, source: Path, target: Path, column: str, batch_size: i
             write(partial, chunks(), count, identity)
             if target.suffix == ".npy":
                 beside = target.with_name(target.name + ".json")
-                beside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+                whose = identity | {VECTORS: provenance.sha256(partial)}
+                beside.write_text(json.dumps(whose, indent=2) + "\n", encoding="utf-8")
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
@@ -112,10 +124,12 @@ def read(path: Path) -> "tuple[dict, list[str], np.ndarray]":
     """
     import numpy as np
 
+    beside = path.with_name(path.name + ".json")
     try:
         if path.suffix == ".npy":
             vectors, texts = np.load(path, allow_pickle=False), []
-            identity = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+            identity = json.loads(beside.read_text(encoding="utf-8"))
+            said = identity.pop(VECTORS)
         else:
             import pyarrow.parquet as pq
 
@@ -126,6 +140,9 @@ def read(path: Path) -> "tuple[dict, list[str], np.ndarray]":
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a whole file of vectors that `evergreen embed` wrote, or has lost what says "
                          f"which model made them ({error}); embed the texts anew") from None
+    if path.suffix == ".npy" and (there := provenance.sha256(path)) != said:
+        raise InputError(f"{path} has the sha256 {there[:16]}…, and {beside.name} speaks of vectors of {said[:16]}…: a "
+                         "write was cut off between the two; embed the texts anew")
     if vectors.ndim != 2 or vectors.shape[1] != identity.get("dimension"):
         raise InputError(f"{path} holds vectors of shape {vectors.shape} and says they have "
                          f"{identity.get('dimension')} dimensions; embed the texts anew")

@@ -44,6 +44,9 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
     recipe, names = recipes.get(name), label_names(settings)
     kind = importlib.import_module(f"steps.{settings.kind}")
     judged = {"model": kind.load(model, settings)}
+    if settings.kind == "classification" and (other := kind.other_labels(judged["model"], settings)):
+        raise InputError(f"{model} cannot be scored: {other}; give recipes.{name}.prepare.labels those of the model "
+                         "in its order, or train it again")
     if not alone and settings.kind == "embedding":
         judged["base"] = kind.load(Path(settings.base_model), settings)
     predicted: dict[str, dict[str, list]] = {}

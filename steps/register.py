@@ -190,7 +190,8 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
         f"{', '.join(f'{key} {value}' for key, value in sorted(flat.items()))}; sha256 {tags['params_sha256'][:16]}…",
         f"- weights sha256: {tags['weights_sha256']}", "",
         *explain.parents_card(tracking.client(), tags),
-        f"Use it: {use}(\"models:/{recipe}@{registry.ALIAS}\")`.", ""])
+        f"Use the version in charge: {use}(\"models:/{recipe}@{registry.CHAMPION}\")`; "
+        f"version N, in charge or not, is `models:/{recipe}/N`.", ""])
 
 
 if __name__ == "__main__":

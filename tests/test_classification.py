@@ -60,6 +60,10 @@ def changed(recipe: Recipe, **train) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
+def with_labels(recipe: Recipe, labels: list[str]) -> Recipe:
+    return recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"labels": labels})})
+
+
 @pytest.fixture
 def build(asked, data, tmp_path):
     """build(epochs=1, ...) -> the trainer and its history, on one thread."""
@@ -181,10 +185,31 @@ def test_an_encoder_is_no_classifier_where_no_head_is_to_be_made(tiny_model, ask
         classification.load(tiny_model, asked)
 
 
-def test_a_classifier_of_another_number_of_labels_is_refused(trained, asked):
-    more = asked.model_copy(update={"prepare": asked.prepare.model_copy(update={"labels": [*LABELS, "sad"]})})
+def test_a_classifier_keeps_its_own_labels_and_takes_the_recipes_where_it_has_none(trained, asked, tmp_path):
+    def names(folder: Path, **head) -> list[str]:
+        return list(classification.load(folder, other, **head).config.id2label.values())
+
+    order = ["glad", "calm", "cross"]
+    other = with_labels(asked, order)
+    assert names(trained) == LABELS
+    assert names(trained, new_head=True) == order
+    nameless = shutil.copytree(trained, tmp_path / "nameless")
+    config = json.loads((nameless / "config.json").read_text(encoding="utf-8"))
+    (nameless / "config.json").write_text(json.dumps(config | {
+        "id2label": {str(i): f"LABEL_{i}" for i in range(3)}, "label2id": {f"LABEL_{i}": i for i in range(3)}}))
+    assert names(nameless) == order
     with pytest.raises(InputError, match=r"is no classifier of calm, cross, glad, sad: it lacks classifier"):
-        classification.load(trained, more)
+        classification.load(nameless, with_labels(asked, [*LABELS, "sad"]))
+
+
+@pytest.mark.parametrize("labels", [[*LABELS, "sad"], ["glad", "calm", "cross"], ["calm", "cross", "happy"]])
+def test_a_classifier_of_other_labels_is_not_scored(trained, asked, data, tmp_path, labels):
+    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1})
+    with pytest.raises(InputError, match=(
+            "model cannot be scored: its classes are calm, cross, glad, and the recipe's labels are "
+            rf"{', '.join(labels)}; give recipes\.emotion\.prepare\.labels those of the model in its order")):
+        evaluate.evaluate("emotion", with_labels(asked, labels), project, data, trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Weights of the classes

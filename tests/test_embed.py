@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from steps.provenance import sha256
+from steps.provenance import digest, sha256
 from tests.conftest import ROOT, write_rows
 
 ODD = ['a "quoted" text, with a comma', "  spaces around  ", "größer, 室外机 ❄", "x"]
@@ -78,9 +78,11 @@ def test_parquet_keeps_the_texts_and_the_type_of_the_vectors(evergreen, texts, t
 def test_the_identity_of_the_model_lies_with_the_vectors(evergreen, finished, tmp_path, target):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
     evergreen("embed", "sts@challenger", tmp_path / "texts.txt", tmp_path / target)
+    tokenizer = {name: sha256(finished / "models/sts" / name) for name in ("tokenizer.json", "tokenizer_config.json")}
+    vectors = {"vectors_sha256": sha256(tmp_path / target)} if target == "vectors.npy" else {}
     assert read(tmp_path / target)[1] == {
         "model": "sts@1", "weights_sha256": sha256(finished / "models/sts/model.safetensors"), "dimension": 32,
-        "pooling": "mean", "normalized": False}
+        "pooling": "mean", "normalized": False, "max_length": 128, "tokenizer_sha256": digest(tokenizer)} | vectors
 
 
 def test_progress_is_shown_on_stderr_alone(finished, tmp_path):
@@ -161,7 +163,9 @@ def test_vectors_are_appended_to_those_of_the_same_model(evergreen, finished, te
 
 
 @pytest.mark.parametrize("target", ["vectors.parquet", "vectors.npy"])
-@pytest.mark.parametrize(("key", "value"), [("weights_sha256", "0" * 64), ("pooling", "cls"), ("normalized", True)])
+@pytest.mark.parametrize(("key", "value"), [
+    ("weights_sha256", "0" * 64), ("pooling", "cls"), ("normalized", True), ("max_length", 64),
+    ("tokenizer_sha256", "0" * 64)])
 def test_vectors_of_another_model_are_never_mixed_in(evergreen, tmp_path, target, key, value):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
     evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / target)
@@ -179,15 +183,45 @@ def test_vectors_of_another_model_are_never_mixed_in(evergreen, tmp_path, target
     assert (tmp_path / target).read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["no identity", "no vectors", "another dimension"])
+@pytest.mark.parametrize("command", [["--append"], []])
+def test_a_kill_between_the_identity_and_the_vectors_names_no_other_model(evergreen, tmp_path, monkeypatch, command):
+    """What is left is an identity and vectors that do not belong together; nothing is added, and anew is whole."""
+    for name, lines in (("old", "one\ntwo\n"), ("new", "three\n")):
+        (tmp_path / f"{name}.txt").write_text(lines, encoding="utf-8")
+    target = tmp_path / "vectors.npy"
+    evergreen("embed", "sts", tmp_path / "old.txt", target)
+    before = target.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr("steps.embed.os.replace", killed)
+        assert evergreen("embed", "sts", tmp_path / "new.txt", target, *command).code == 130
+    assert target.read_bytes() == before
+    done = evergreen("embed", "sts", tmp_path / "new.txt", target, "--append")
+    assert done.code == 2
+    assert f"{target} has the sha256 {sha256(target)[:16]}…, and vectors.npy.json speaks of vectors of " in done.err
+    assert done.err.endswith("a write was cut off between the two; embed the texts anew\n")
+    assert target.read_bytes() == before
+    assert evergreen("embed", "sts", tmp_path / "new.txt", target).code == 0
+    assert evergreen("embed", "sts", tmp_path / "old.txt", target, "--append").out.startswith("3 vectors of 32 ")
+
+
+@pytest.mark.parametrize("damage", ["no identity", "no digest", "no vectors", "another dimension"])
 def test_a_file_that_does_not_say_who_made_it_is_not_appended_to(evergreen, tmp_path, damage):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
     evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / "vectors.npy")
     if damage == "no identity":
         (tmp_path / "vectors.npy.json").unlink()
+    elif damage == "no digest":
+        identity = read(tmp_path / "vectors.npy")[1]
+        del identity["vectors_sha256"]
+        (tmp_path / "vectors.npy.json").write_text(json.dumps(identity), encoding="utf-8")
     elif damage == "no vectors":
         (tmp_path / "vectors.npy").write_bytes(b"")
     else:
         np.save(tmp_path / "vectors.npy", np.zeros((2, 31), np.float32))
+        identity = read(tmp_path / "vectors.npy")[1] | {"vectors_sha256": sha256(tmp_path / "vectors.npy")}
+        (tmp_path / "vectors.npy.json").write_text(json.dumps(identity), encoding="utf-8")
     done = evergreen("embed", "sts", tmp_path / "texts.txt", tmp_path / "vectors.npy", "--append")
     assert done.code == 2 and "embed the texts anew" in done.err

@@ -114,6 +114,8 @@ def test_the_description_is_the_model_card(finished, store, version):
     assert version.description.startswith("# sts\n")
     assert row in version.description
     assert version.tags["weights_sha256"] in version.description
+    assert '("models:/sts@champion")`; version N, in charge or not, is `models:/sts/N`.' in version.description
+    assert "@challenger" not in version.description     # the newest, which nobody has judged
     stored = Path(store.download_artifacts(version.run_id, "model_card.md")).read_text(encoding="utf-8")
     assert stored == version.description
 
