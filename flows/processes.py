@@ -47,7 +47,7 @@ def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder:
     """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
     environment = os.environ | command.QUIET | {
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
-        checkpoint.DRIVEN: "yes", **(variables or {})}
+        command.PARENT: str(os.getpid()), checkpoint.DRIVEN: "yes", **(variables or {})}
     with _lock:
         if _stopped.is_set():
             raise StageFailed(f"{what} was not started: the run was stopped")
