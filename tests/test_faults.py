@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from flows import graph, processes
-from steps import command, embedding, provenance, schema
+from steps import command, embedding, provenance, resuming, schema
 from tests.conftest import Project
 from tests.killing import Training
 from tests.test_checkpoint import on_a_small_disk
@@ -151,6 +152,36 @@ def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
     assert (copy / "tries").read_text() == "xx"
     assert sum("once more" in line for line in lines) == 1
     assert graph.reproduce("train@sts", lines.append) == "ran"
+
+
+# Stopped
+
+
+@pytest.fixture
+def siblings(monkeypatch) -> list[subprocess.Popen]:
+    """Three that each need two seconds to end, as commands of this run."""
+    slow = "trap 'sleep 2; exit 3' INT; echo ready; while :; do sleep 0.1; done"
+    found = [subprocess.Popen(["sh", "-c", slow], stdout=subprocess.PIPE, start_new_session=True) for _ in range(3)]
+    monkeypatch.setattr(processes, "_running", set(found))
+    monkeypatch.setattr(processes, "_stopped", threading.Event())
+    for process in found:
+        process.stdout.readline()
+    yield found
+    for process in found:
+        process.kill()
+        process.communicate()
+
+
+def test_what_runs_side_by_side_is_stopped_in_the_time_of_one(siblings):
+    began = time.monotonic()
+    processes.stop()
+    assert time.monotonic() - began < 5
+    assert [process.poll() for process in siblings] == [3, 3, 3]
+
+
+def test_a_training_has_its_patience_before_it_is_asked_harder_and_prefect_kills_none():
+    (_, politely), (_, harder), _ = processes.ASKED
+    assert resuming.PATIENCE < politely < politely + harder < 30
 
 
 # Not finite
