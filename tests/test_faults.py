@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from transformers import TrainerCallback
 
 from flows import graph, processes
 from steps import command, embedding, provenance, resuming, schema
@@ -207,8 +208,25 @@ def test_a_row_that_is_not_finite_stops_training_before_its_step_and_is_named(sm
     assert [path.name for path in found.checkpoints()] == [f"checkpoint-{s:08}" for s in range(max(1, step - 2), step)]
 
 
+class Overflow(TrainerCallback):
+    """Makes the gradient of the last of 3 steps infinite; its loss is finite, and no step comes behind it."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            next(model.parameters()).register_hook(lambda gradient: gradient + np.inf)
+
+
 @pytest.mark.fault(26)
-def test_a_gradient_that_is_not_finite_does_too(small, monkeypatch):
+@pytest.mark.parametrize("recipe", ["sts", "emotion"])
+def test_a_gradient_that_is_not_finite_stops_training_by_itself(small, monkeypatch, recipe):
+    found = Training(monkeypatch, recipe, small(recipe, epochs=1))
+    with pytest.raises(schema.InputError, match=r"^the gradient's norm is inf at step 3, in rows \d+, "):
+        found.fault(Overflow(), "model")
+    assert not Path("model").exists()
+
+
+@pytest.mark.fault(26)
+def test_a_rate_that_makes_weights_infinite_is_found_out_too(small, monkeypatch):
     """An infinite rate makes infinite weights, and the step behind has no finite loss."""
     found = Training(monkeypatch, "emotion", small("emotion", learning_rate=1e38, epochs=1))
     with pytest.raises(schema.InputError, match=r"^the (loss|gradient's norm) is (nan|inf) at step \d, in rows \d+, "):
