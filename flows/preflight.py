@@ -19,6 +19,7 @@ from steps.schema import InputError, Recipe
 from steps.sources import LocalDataset, LocalModel
 
 CHECKPOINTS = 3         # that lie on the disk at the worst moment: two that are kept and one that is written
+SAVED = 16              # bytes a parameter in a checkpoint: the weights, the best ones so far, two moments of AdamW
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -32,7 +33,7 @@ def check(names: Iterable[str], project: params.Project) -> None:
             continue
         count, free = parameters(model), shutil.disk_usage(".").free
         here = 1 if cards else settings.train.processes     # that share this memory
-        disk, batch = CHECKPOINTS * 12 * count, here * (16 * count + activations(model, settings))
+        disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings))
         if cards and settings.train.processes > cards:
             problems.append(f"{name}: train.processes = {settings.train.processes}, one GPU each, and there are "
                             f"{cards}; set it to {cards}")

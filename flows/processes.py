@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from steps import checkpoint, command
 
-GRACE = 10.0        # seconds a stage gets to end, behind a checkpoint, after it was asked to and is asked harder
+# How the stages are asked to end, and the seconds until they are asked harder: more than training's PATIENCE, and less
+# in all than the 30 after which Prefect kills a cancelled run.
+ASKED = ((signal.SIGINT, 25.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0))
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
 # The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.
@@ -47,7 +50,7 @@ def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder:
     """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
     environment = os.environ | command.QUIET | {
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
-        checkpoint.DRIVEN: "yes", **(variables or {})}
+        command.PARENT: str(os.getpid()), checkpoint.DRIVEN: "yes", **(variables or {})}
     with _lock:
         if _stopped.is_set():
             raise StageFailed(f"{what} was not started: the run was stopped")
@@ -71,7 +74,7 @@ def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder:
     finally:
         with _lock:
             _running.discard(process)
-        _end(process)
+        _end([process])
     if process.returncode and _stopped.is_set():
         raise StageFailed(f"{what} was stopped")
     if process.returncode == -signal.SIGKILL:
@@ -85,8 +88,7 @@ def stop() -> None:
     with _lock:
         _stopped.set()
         running = list(_running)
-    for process in running:
-        _end(process)
+    _end(running)
 
 
 def stopped() -> bool:
@@ -94,14 +96,14 @@ def stopped() -> bool:
     return _stopped.is_set()
 
 
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is not None:
-        return
-    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        try:
-            process.wait(GRACE)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+def _end(running: list[subprocess.Popen]) -> None:
+    """All are asked at once and have the same time, so that many end as soon as one."""
+    for how, seconds in ASKED:
+        running = [process for process in running if process.poll() is None]
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, how)
+        until = time.monotonic() + seconds
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))

@@ -104,6 +104,12 @@ class Trainer(Resumable, LibraryTrainer):
         self.accelerator.even_batches = False
         return self.prepared(loader)
 
+    def counts(self, batch) -> float:
+        """With weights, the mean is over those of the rows."""
+        if self.weights is None:
+            return super().counts(batch)
+        return float(self.weights.to(batch["labels"].device)[batch["labels"]].sum())
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels, rows = inputs.pop("labels"), inputs.pop("rows", None)
         outputs = model(**inputs)

@@ -15,6 +15,7 @@ from steps.schema import InputError
 
 LOCKS = Path(".evergreen/locks")
 NOT_MADE = "neither DVC's cache nor the remote has it"        # said in place of a step where EVERGREEN_STEPS is none
+PARENT = "EVERGREEN_PARENT"     # the process that starts the next one
 WAIT = 8.0          # seconds for another writer of the same output to end, before it is named
 
 QUIET = {
@@ -49,11 +50,19 @@ def unblock() -> None:
 
 
 def die_with_parent() -> None:
-    """Asks Linux to end this process when the one that started it dies, so that no step outlives its driver."""
+    """Asks Linux to end this process when the one that started it dies, so that no step outlives its driver.
+
+    Linux tells of no death that was before: where the parent is another already, it ends now.
+    """
     unblock()
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        parent = os.environ.get(PARENT)
+        if parent and int(parent) != os.getppid():
+            sys.exit(f"error: process {parent}, which started this one, is gone: start it again (a shell between the "
+                     "two must `exec` this one)")
+        os.environ[PARENT] = str(os.getpid())
 
 
 def main(body: Callable[[Sequence[str]], None], offline: bool = True, writer: bool = True) -> None:

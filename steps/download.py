@@ -81,16 +81,13 @@ def _copy(name: str, entry: LocalModel, files: Path) -> None:
     source = Path(entry.path)
     if not source.exists():
         raise InputError(f"{name}: {source} does not exist; correct its path in params.yaml")
+    place = source if source.is_dir() else source.parent
     if source.is_file():
-        shutil.copyfile(source, files / source.name)
-        return
-    if isinstance(entry, LocalDataset):
+        wanted = [source]
+    elif isinstance(entry, LocalDataset):
         wanted = [source / file for file in entry.split_files()]
         if missing := [path for path in wanted if not path.is_file()]:
             raise InputError(f"{name}: {missing[0]} does not exist; correct splits in params.yaml")
-        if outside := [p for p in wanted if not p.resolve().is_relative_to(source.resolve())]:
-            raise InputError(f"{name}: {outside[0]} links to {outside[0].resolve()}, outside {source}; put the file "
-                             "itself there")
     else:
         found = sorted(source.rglob("*"))
         # DVC does not look into a linked folder, so a change there would go unnoticed.
@@ -98,10 +95,19 @@ def _copy(name: str, entry: LocalModel, files: Path) -> None:
             raise InputError(f"{name}: {linked[0]} links to a folder or to nothing; put the files themselves there")
         # A source.json there tells of the copy that was copied; this one gets its own.
         wanted = [p for p in found if p.is_file() and p != source / "source.json"]
+    if outside := [p for p in wanted if not _inside(place.resolve(), p.resolve())]:
+        raise InputError(f"{name}: {outside[0]} links to {outside[0].resolve()}, outside {place}; put the file itself "
+                         "there")
     for path in wanted:
-        target = files / path.relative_to(source)
+        target = files / path.relative_to(place)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def _inside(folder: Path, file: Path) -> bool:
+    """Whether the file lies in the folder or, of a snapshot in the hub's cache, in the blobs that it links to."""
+    blobs = [folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else []
+    return any(file.is_relative_to(place) for place in [folder, *blobs])
 
 
 def _targets(splits: dict[str, list[str]]) -> dict[str, str]:

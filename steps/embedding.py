@@ -126,6 +126,9 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         self.accelerator.prepare_model(self.model, evaluation_mode=True)        # its precision, and no wrapper
         return ranks.wrapped(self.trained(), lambda inputs: self.compute_loss(self.model, inputs))
 
+    def counts(self, batch) -> float:
+        return float(self.counted(batch)) if self.counted else super().counts(batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model is self.model:
             return super().compute_loss(model, inputs, return_outputs)

@@ -130,17 +130,21 @@ class Resumable:
             raise self.refused(f"the loss is {float(loss)}")
         return loss
 
+    def counts(self, batch) -> float:
+        """How many things the loss of a batch is a mean over."""
+        return len(next(iter(batch.values())))
+
     def in_parts(self, model, inputs) -> torch.Tensor:
-        """The same step with no more than a part of the batch in memory; each part counts by its rows."""
-        rows = len(next(iter(inputs.values())))
+        """The same step with no more than a part of the batch in memory; each part has its share of the mean."""
+        rows, whole = len(next(iter(inputs.values()))), self.counts(inputs)
         size, batches = math.ceil(rows / self.parts), self.current_gradient_accumulation_steps
         loss = 0.0
         try:
             for start in range(0, rows, size):
                 part = {name: value[start:start + size] for name, value in inputs.items()}
-                share = len(next(iter(part.values()))) / rows
-                self.current_gradient_accumulation_steps = batches / share
-                loss = loss + super().training_step(model, part, None)
+                if count := self.counts(part):      # else a mean over nothing
+                    self.current_gradient_accumulation_steps = batches * whole / count
+                    loss = loss + super().training_step(model, part, None)
         finally:
             self.current_gradient_accumulation_steps = batches
         return loss

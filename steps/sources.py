@@ -1,10 +1,11 @@
 """The entries of params.yaml that say where data sets and base models come from, as strict types."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Columns, Commit, InsidePath, Name, Positive, Sha256, SplitName, Strict
+from steps.schema import Columns, Commit, InputError, InsidePath, Name, Positive, Sha256, SplitName, Strict
 
 
 class Source(Strict):
@@ -21,6 +22,15 @@ class Source(Strict):
     files: list[InsidePath] = Field(default_factory=list)
     sha256: dict[InsidePath, Sha256] = Field(default_factory=dict)
     licence: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _keeps_no_secret(self):
+        """An InputError: unlike another's, its line does not repeat the value."""
+        if self.url and "@" in (place := urlsplit(self.url).netloc):
+            raise InputError(f"a url at {place.rpartition('@')[2]} has a user or password, which source.json and the "
+                             "versions' tags would show: take it out, or fetch the files yourself and name their "
+                             "folder under local")
+        return self
 
     @model_validator(mode="after")
     def _complete(self):

@@ -1,12 +1,15 @@
 """The command line: quick help, one exit status for bad input, nothing begun that cannot be finished."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
 
 from flows import cli
 from steps import command
+from tests.conftest import ROOT
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "pandas", "transformers", "sentence_transformers", "numpy", "matplotlib")
 COMMANDS = ("run", "check", "register", "promote", "predict", "embed", "rollback", "history", "explain", "reproduce",
@@ -88,3 +91,32 @@ def test_a_path_that_is_not_as_it_must_be_is_named(tmp_path, capsys):
     assert command.status(body, []) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/folder: Is a directory; correct the path or its permissions\n")
+
+
+STEP = """
+import os, time
+from steps import command
+print("begun", flush=True)
+while {gone} and str(os.getppid()) == os.environ[command.PARENT]:
+    time.sleep(0.01)
+command.die_with_parent()
+print("works")
+"""
+STARTER = """
+import os, subprocess, sys
+from steps import command
+os.environ[command.PARENT] = str(os.getpid())
+step = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+if {gone}:
+    os._exit(0)
+step.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("gone, said", [(False, "begun\nworks\n"), (True, "begun\n")])
+def test_a_step_whose_parent_was_gone_before_it_could_ask_for_its_end_does_nothing(gone, said):
+    done = subprocess.run([sys.executable, "-c", STARTER.format(gone=gone), STEP.format(gone=gone)], cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, timeout=60,
+                          check=True)
+    assert done.stdout == said

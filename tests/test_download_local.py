@@ -39,6 +39,36 @@ def test_a_link_to_a_folder_is_refused_since_its_changes_would_go_unseen(place, 
     assert "mine/2_Dense links to a folder or to nothing" in place.refuses()
 
 
+def test_a_link_out_of_a_models_folder_is_refused(place, local):
+    (place.folder / "secret").write_text("secret", encoding="utf-8")
+    (local / "vocab.txt").symlink_to("../secret")
+    said = place.refuses()
+    assert "mine/vocab.txt links to " in said and "/secret, outside mine; put the file itself there" in said
+
+
+def test_a_snapshot_in_the_hubs_cache_may_link_to_its_blobs(place):
+    snapshot = place.folder / "models--a--b/snapshots/1110a24"
+    snapshot.mkdir(parents=True)
+    (place.folder / "models--a--b/blobs").mkdir()
+    (place.folder / "models--a--b/blobs/77").write_text("weights", encoding="utf-8")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/77")
+    place.declare("base_models", "local", {"path": "models--a--b/snapshots/1110a24", "licence": "none"})
+    assert place.gets() == {"model.safetensors": b"weights"}
+
+
+@pytest.mark.parametrize("target, taken", [("real.csv", True), ("../secret.csv", False)])
+def test_a_file_alone_that_is_a_link_is_taken_from_its_own_folder_only(place, target, taken):
+    folder = place.folder / "mine"
+    folder.mkdir()
+    (folder / target).write_text("text\n", encoding="utf-8")
+    (folder / "all.csv").symlink_to(target)
+    place.declare("datasets", "local", {"path": "mine/all.csv", "licence": "none", "splits": {"train": "all.csv"}})
+    if taken:
+        assert place.gets("dataset") == {"train.csv": b"text\n"}
+    else:
+        assert "secret.csv, outside mine; put the file itself there" in place.refuses("dataset")
+
+
 def test_a_local_file_alone_can_be_a_data_set(place):
     (place.folder / "all.csv").write_text("sentence1,sentence2,score\n", encoding="utf-8")
     place.declare("datasets", "local", {"path": "all.csv", "licence": "none", "splits": {"train": "all.csv"}})

@@ -6,15 +6,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from transformers import TrainerCallback
 
 from flows import graph, processes
-from steps import command, embedding, provenance, schema
+from steps import command, embedding, provenance, resuming, schema
 from tests.conftest import Project
 from tests.killing import Training
 from tests.test_checkpoint import on_a_small_disk
@@ -153,6 +155,36 @@ def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
     assert graph.reproduce("train@sts", lines.append) == "ran"
 
 
+# Stopped
+
+
+@pytest.fixture
+def siblings(monkeypatch) -> list[subprocess.Popen]:
+    """Three that each need two seconds to end, as commands of this run."""
+    slow = "trap 'sleep 2; exit 3' INT; echo ready; while :; do sleep 0.1; done"
+    found = [subprocess.Popen(["sh", "-c", slow], stdout=subprocess.PIPE, start_new_session=True) for _ in range(3)]
+    monkeypatch.setattr(processes, "_running", set(found))
+    monkeypatch.setattr(processes, "_stopped", threading.Event())
+    for process in found:
+        process.stdout.readline()
+    yield found
+    for process in found:
+        process.kill()
+        process.communicate()
+
+
+def test_what_runs_side_by_side_is_stopped_in_the_time_of_one(siblings):
+    began = time.monotonic()
+    processes.stop()
+    assert time.monotonic() - began < 5
+    assert [process.poll() for process in siblings] == [3, 3, 3]
+
+
+def test_a_training_has_its_patience_before_it_is_asked_harder_and_prefect_kills_none():
+    (_, politely), (_, harder), _ = processes.ASKED
+    assert resuming.PATIENCE < politely < politely + harder < 30
+
+
 # Not finite
 
 
@@ -176,8 +208,25 @@ def test_a_row_that_is_not_finite_stops_training_before_its_step_and_is_named(sm
     assert [path.name for path in found.checkpoints()] == [f"checkpoint-{s:08}" for s in range(max(1, step - 2), step)]
 
 
+class Overflow(TrainerCallback):
+    """Makes the gradient of the last of 3 steps infinite; its loss is finite, and no step comes behind it."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            next(model.parameters()).register_hook(lambda gradient: gradient + np.inf)
+
+
 @pytest.mark.fault(26)
-def test_a_gradient_that_is_not_finite_does_too(small, monkeypatch):
+@pytest.mark.parametrize("recipe", ["sts", "emotion"])
+def test_a_gradient_that_is_not_finite_stops_training_by_itself(small, monkeypatch, recipe):
+    found = Training(monkeypatch, recipe, small(recipe, epochs=1))
+    with pytest.raises(schema.InputError, match=r"^the gradient's norm is inf at step 3, in rows \d+, "):
+        found.fault(Overflow(), "model")
+    assert not Path("model").exists()
+
+
+@pytest.mark.fault(26)
+def test_a_rate_that_makes_weights_infinite_is_found_out_too(small, monkeypatch):
     """An infinite rate makes infinite weights, and the step behind has no finite loss."""
     found = Training(monkeypatch, "emotion", small("emotion", learning_rate=1e38, epochs=1))
     with pytest.raises(schema.InputError, match=r"^the (loss|gradient's norm) is (nan|inf) at step \d, in rows \d+, "):

@@ -2,14 +2,16 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from steps import checkpoint, command, embedding, resuming
 from steps import training as library
+from steps.schema import InputError
 from tests.killing import Training
 from tests.small import changed
 from tests.test_checkpoint import fill, flip, step_of
@@ -117,13 +119,18 @@ def test_no_check_of_what_is_finite_row_26(small, monkeypatch):
     assert any(np.isnan(weights).any() for weights in load_file("model/model.safetensors").values())
 
 
-def test_no_check_of_the_embeddings_row_26(monkeypatch):
-    """A score of vectors that are all the same but for rounding passes for a score."""
-    from steps.tasks import triplet
-
-    same = [np.ones((4, 3)) for _ in range(3)]
-    assert embedding.collapsed(same)
-    assert np.isfinite(triplet.scores(same, np.ones(4))[triplet.METRIC])
+def test_no_check_of_the_embeddings_row_26(small, monkeypatch, tiny_model):
+    """A model that has one vector for all texts is trained to the end and kept: its accuracy is a number."""
+    shutil.copytree(tiny_model, "same")
+    weights = load_file("same/model.safetensors")
+    save_file({name: np.full_like(value, name.endswith("LayerNorm.bias")) for name, value in weights.items()},
+              "same/model.safetensors", {"format": "pt"})
+    found = Training(monkeypatch, "nli", small("nli", epochs=1).model_copy(update={"base_model": "same"}))
+    with pytest.raises(InputError, match="the embeddings have collapsed"):
+        found.run()
+    monkeypatch.setattr(embedding, "collapsed", lambda embeddings: False)
+    found.run()
+    assert Path("model/model.safetensors").exists()
 
 
 def test_no_step_lock_row_9(tmp_path, monkeypatch):
@@ -151,12 +158,18 @@ def test_no_cleaning_up_row_6(tmp_path, monkeypatch):
 
 
 def test_no_second_try_row_28(small, monkeypatch):
+    """A training whose batches fit in parts alone ends without a model."""
+    found, step_of = Training(monkeypatch, "sts", small("sts", epochs=1)), resuming.Resumable.training_step
+
+    def short_of_memory(self, model, inputs, num_items_in_batch=None):
+        if self.parts == 1:
+            raise MemoryError
+        return step_of(self, model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(resuming.Resumable, "training_step", short_of_memory)
+    found.run("parts")
+    assert Path("parts").exists()
     monkeypatch.setattr(resuming, "out_of_memory", lambda error: False)
-    found = Training(monkeypatch, "sts", small("sts"))
-
-    def short(self, model, inputs, num_items_in_batch=None):
-        raise MemoryError
-
-    monkeypatch.setattr(resuming.Resumable, "training_step", short)
     with pytest.raises(MemoryError):
         found.run()
+    assert not Path("model").exists()

@@ -182,6 +182,13 @@ def test_a_remote_source_that_is_not_pinned_is_refused(tmp_path, change, rule):
     assert said.startswith(f"{path}: datasets.remote.x") and rule in said
 
 
+@pytest.mark.parametrize("user", ["me:secret", "secret", ":secret"])
+def test_a_url_with_a_user_or_password_is_refused_and_not_repeated(tmp_path, user):
+    path = edited(tmp_path, "datasets/remote", {"x": REMOTE | {"url": f"https://{user}@example.org/x"}})
+    said = refusal(path)
+    assert said.startswith(f"{path}: a url at example.org has a user or password") and "secret" not in said
+
+
 def test_a_name_that_stands_in_two_places_is_refused(tmp_path):
     entry = {"path": "samples/moods", "splits": {"train": "train.csv"}, "licence": "none"}
     path = edited(tmp_path, "datasets/local", {"stsb": entry})
