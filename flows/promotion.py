@@ -95,6 +95,7 @@ class Case:
         rules = settings.gate.model_dump(exclude={"approval", "examples"})
         self.identity = provenance.digest([
             recipe, project.seed, project.threads, settings.evaluate.batch_size, rules, sorted(self.broken),
+            getattr(settings.prepare, "labels", None),
             [seeds.weights(folder, recipe) for folder in self.seeds],
             *([side[0].number, side[1].get("files_sha256"), {k: v for k, v in side[1].items() if k.startswith("test_")}]
               if side else ["base", ours.get("base_model_sha256")] for side in (challenger, champion))])
