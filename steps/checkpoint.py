@@ -57,8 +57,9 @@ class Checkpoints:
             synced(self.folder)
         except BaseException as error:
             written = sum(path.stat().st_size for path in folder.iterdir())
+            left = min(free - written, shutil.disk_usage(folder).free)      # others may fill it meanwhile
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, Exception) and not no_space(error) and free - written < 2 ** 20:
+            if isinstance(error, Exception) and not no_space(error) and left < 2 ** 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             raise
         for old in committed(self.folder)[:-KEPT]:
