@@ -93,8 +93,9 @@ class Results:
 
 def main() -> int:
     results = Results()
-    code = pytest.main(["-m", "fault or guard", "--durations=0", "--kills=20", "tests", "tests/fleet_faults.py",
-                        *sys.argv[1:]], plugins=[results])
+    # fleet_faults.py named beside its folder would not be collected: pytest takes it for a part of that
+    code = pytest.main(["-m", "fault or guard", "--durations=0", "--kills=20", "--override-ini",
+                        "python_files=test_*.py fleet_faults.py", "tests", *sys.argv[1:]], plugins=[results])
     print(f"written to {PAGE}")
     return int(code)
 
