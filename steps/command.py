@@ -59,7 +59,7 @@ def die_with_parent() -> None:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
         parent = os.environ.get(PARENT)
-        if parent and int(parent) != os.getppid():
+        if parent and int(parent) not in (os.getppid(), os.getpid()):       # itself, where it was called before
             sys.exit(f"error: process {parent}, which started this one, is gone: start it again (a shell between the "
                      "two must `exec` this one)")
         os.environ[PARENT] = str(os.getpid())

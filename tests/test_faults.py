@@ -161,8 +161,10 @@ def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
 @pytest.fixture
 def siblings(monkeypatch) -> list[subprocess.Popen]:
     """Three that each need two seconds to end, as commands of this run."""
-    slow = "trap 'sleep 2; exit 3' INT; echo ready; while :; do sleep 0.1; done"
-    found = [subprocess.Popen(["sh", "-c", slow], stdout=subprocess.PIPE, start_new_session=True) for _ in range(3)]
+    slow = ("import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: (time.sleep(2), sys.exit(3))); "
+            "print('ready', flush=True); time.sleep(60)")
+    found = [subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, start_new_session=True)
+             for _ in range(3)]
     monkeypatch.setattr(processes, "_running", set(found))
     monkeypatch.setattr(processes, "_stopped", threading.Event())
     for process in found:
