@@ -112,10 +112,10 @@ def run(options: argparse.Namespace) -> int:
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds}: must be at least 1")
     settings.prefect()
-    from flows import report
+    from flows import processes, report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with command.only_one(Path(".evergreen/run"), "this folder"):
+    with command.only_one(processes.CLONE, "this folder"):
         report.clean_up(settings.PREFECT["PREFECT_HOME"])
         return report.run(recipes, options.seeds, options.approve, lambda: notice(*recipes))
 

@@ -1,6 +1,6 @@
 """params.yaml and dvc.yaml -> what a Prefect server holds: work pools, deployments, automations, no dead runs.
 
-With pipeline.py the only import of prefect.
+With pipeline.py, stages.py and notifications.py the only import of prefect.
 """
 
 import os
@@ -33,7 +33,8 @@ from flows.settings import HEARTBEAT
 from steps import params
 from steps.schema import InputError, Recipe
 
-RETRAIN, STAGE = "retrain", "stage"         # the flows of pipeline.py, by their names
+RETRAIN, STAGE = "retrain", "stage"         # the flows by their names, and where they stand
+ENTRIES = {RETRAIN: "flows/pipeline.py:retrain", STAGE: "flows/stages.py:stage"}
 TAG, DRIFT = "evergreen", "drift"
 LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
 START = timedelta(minutes=10)               # for a worker to start what it has taken
@@ -255,9 +256,9 @@ def one_stage(client: SyncPrefectClient, pool: str) -> str:
 
 def put(client: SyncPrefectClient, flow: str, name: str, pool: str, **more) -> str:
     """Makes or changes a deployment, whose runs start in the clone of the worker that takes them."""
-    schema = parameter_schema_from_entrypoint(f"flows/pipeline.py:{flow}").model_dump_for_openapi()
+    schema = parameter_schema_from_entrypoint(ENTRIES[flow]).model_dump_for_openapi()
     client.create_deployment(
-        client.create_flow_from_name(flow), name, work_pool_name=pool, entrypoint=f"flows/pipeline.py:{flow}",
+        client.create_flow_from_name(flow), name, work_pool_name=pool, entrypoint=ENTRIES[flow],
         pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": f"{{{{ ${FOLDER} }}}}"}}],
         job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT)}},
         parameter_openapi_schema=schema, enforce_parameter_schema=True, tags=[TAG], **more)

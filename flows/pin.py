@@ -9,11 +9,11 @@ from steps.schema import InputError
 PLACES = ("datasets.remote", "base_models.remote", "published.datasets", "published.base_models")
 
 
-def pin(names: list[str], path: Path = params.PARAMS) -> list[tuple[str, str, str, str]]:
+def pin(names: list[str], path: Path = params.PARAMS) -> list[tuple[str, str, str | None, str]]:
     """Writes the present commit of each source's branch as its revision; without names, of all that `follow` one.
 
     The branch is what the source follows, else what stands as its revision, else main. Returns (hub name, branch,
-    what stood there, commit) of each. Nothing is written unless all are found; the rest of the file stays as it is,
+    revision before, commit) of each. Nothing is written unless all are found; the rest of the file stays as it is,
     comments too.
     """
     from ruamel.yaml import YAML
@@ -39,10 +39,11 @@ def pin(names: list[str], path: Path = params.PARAMS) -> list[tuple[str, str, st
             raise InputError(f"{path}: {place}.{name} names no hub repository; only those have revisions to pin")
         before = entry.get("revision")
         branch = entry.get("follow") or before or "main"
-        found.append((entry["hub"], branch, before or branch, head("datasets" in place, entry["hub"], branch)))
+        commit = head("datasets" in place, entry["hub"], branch)
         if before is None:
-            entry.insert(list(entry).index("hub") + 1, "revision", found[-1][-1])
-        entry["revision"] = found[-1][-1]
+            entry.insert(list(entry).index("hub") + 1, "revision", commit)
+        entry["revision"] = commit
+        found.append((entry["hub"], branch, before, commit))
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w", encoding="utf-8") as out:
         file.dump(values, out)

@@ -1,113 +1,32 @@
-"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict; and the flow of one stage.
-
-With deploy.py the only import of prefect.
-"""
+"""The retraining flow: the stages of dvc.yaml in their order, registration, the verdict."""
 
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.context import get_run_context
-from prefect.deployments import run_deployment
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.futures import wait
 from prefect.input import RunInput
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Cancelling, Completed, Failed, State
+from prefect.states import Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, notifications, page, pin, preflight, processes, promotion, remote
-from flows.processes import StageFailed
-from steps import attempts, command, history, params, register, tracking
+from flows import deploy, graph, notifications, page, pin, preflight, processes, promotion
+from flows.stages import run_stage, set_slots, turn
+from steps import attempts, history, params, register, tracking
 from steps.schema import InputError
-
-CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
-TURN = 86_400.0                     # seconds that a run waits for its turn there
-POLL = 1.0                          # seconds between looks at a stage elsewhere
-_slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
 
 
 class Approval(RunInput):
     """What the server's page asks a person for."""
 
     promote: bool
-
-
-@task(cache_policy=NO_CACHE, persist_result=False)
-def run_stage(name: str, order: graph.Stage | None = None) -> str | State:
-    """Brings one stage up to date and says whether it ran, was restored or had nothing to do.
-
-    With an `order` it runs on the work pool that this names.
-    """
-    logger = get_run_logger()
-    try:
-        if order:
-            outcome = elsewhere(order, logger.info)
-        else:
-            with _slots:
-                outcome = graph.reproduce(name, logger.info)
-    except (InputError, StageFailed) as error:
-        return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
-    logger.info(outcome)
-    return outcome
-
-
-def elsewhere(stage: graph.Stage, on_line: Callable[[str], None]) -> str:
-    """Lets a worker of the stage's pool make it, unless somebody has, and restores it here.
-
-    A worker that is lost has one more try, which continues from its checkpoint where it is the same machine.
-    """
-    if known := remote.bring_back(stage.name, on_line):
-        return known
-    order = remote.order(stage, on_line)
-    for last in (False, True):
-        state = on_pool(stage, order, on_line)
-        if state.is_completed():
-            break
-        if last or not state.is_crashed():
-            raise StageFailed(f"{stage.name} on the work pool {stage.work_pool}: {state.name}: {state.message}")
-        on_line(f"the worker was lost ({state.message}); once more")
-    if remote.bring_back(stage.name, on_line) is None:
-        raise StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that "
-                                "both clones have the same default DVC remote")
-    return f"ran on {stage.work_pool}"
-
-
-def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> State:
-    """The state in which the run of the stage's flow ended on its work pool; where this run is stopped, so is that."""
-    child = run_deployment(f"{deploy.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
-                           flow_run_name=f"{stage.name} of {runtime.flow_run.name}")
-    on_line(f"on the work pool {stage.work_pool}: {url_for(child) or child.name}")
-    with get_client(sync_client=True) as client:
-        while True:
-            state = deploy.patiently(lambda: client.read_flow_run(child.id)).state
-            if state.is_final():
-                return state
-            if processes.stopped():
-                client.set_flow_run_state(child.id, Cancelling())
-                raise StageFailed(f"{stage.name} was stopped")
-            time.sleep(POLL)
-
-
-@flow(name=deploy.STAGE, persist_result=False)
-def stage(stage: str, commit: str, params_sha256: str, upstream: dict) -> State:
-    """One stage, for the machine in charge of another clone; what it makes goes to the DVC remote."""
-    try:
-        with command.only_one(CLONE, "this folder", TURN):
-            graph.mend()
-            outcome = remote.carry_out(stage, commit, params_sha256, upstream, get_run_logger().info)
-    except (InputError, StageFailed) as error:
-        return Failed(message=str(error))
-    return Completed(message=f"{stage} {outcome}")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -125,8 +44,7 @@ def register_model(recipe: str, attempt: str) -> dict | State:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> str | State:
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
-    for line in history.notice(recipe):
-        get_run_logger().warning("%s", line)
+    warn(history.notice(recipe))
     try:
         deploy.check_lease(runtime.flow_run.id)
         state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]
@@ -159,15 +77,13 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
     if not runtime.deployment.id:
         return retrained(recipes, approve, decide)
     try:
-        with command.only_one(CLONE, "this folder", TURN):
+        with turn():
             graph.mend()
-            for line in deploy.sweep():
-                get_run_logger().warning(line)
+            warn(deploy.sweep())
             project = params.load()
             stages = [s.name for s in graph.plan(project.targets(recipes))]
             if told := list(pin.news(stages)):
-                for line in told:
-                    get_run_logger().warning(line)
+                warn(told)
                 notifications.announce(notifications.NEWS, told)
             answered = get_run_context().flow_run.empirical_policy.pause_keys      # it was suspended and goes on
             if not answered and not graph.stale(stages) and all(map(register.registered, recipes)):
@@ -189,8 +105,7 @@ def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
     said, attempt = [], begin(recipes)
     deploy.check_lease(runtime.flow_run.id)
     for recipe in recipes:
-        for line in history.notice(recipe):
-            get_run_logger().warning("%s", line)
+        warn(history.notice(recipe))
         number = register.registered(recipe).number
         name = f"{recipe}@{number}"
         if not decide:
@@ -203,6 +118,11 @@ def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
         said.append(f"{name} ({state})")
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        get_run_logger().warning("%s", line)
 
 
 def begin(recipes: list[str]) -> dict[str, str]:
@@ -278,11 +198,6 @@ def pools(plan: list[graph.Stage], own: str) -> set[str]:
 def on_a_server() -> bool:
     """Whether the run is recorded on a server that people look at, not on a temporary one."""
     return "PREFECT_API_URL" in os.environ
-
-
-def set_slots(project: params.Project) -> None:
-    global _slots
-    _slots = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // project.threads))
 
 
 def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callable[[], None]) -> dict:

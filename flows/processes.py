@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steps import checkpoint, command
 
+CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
 # How the stages are asked to end, and the seconds until they are asked harder: more than training's PATIENCE, and less
 # in all than the 30 after which Prefect kills a cancelled run.
 ASKED = ((signal.SIGINT, 25.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0))

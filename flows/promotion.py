@@ -47,31 +47,35 @@ def decide(name: str, approve: str | None = None, attempt: str | None = None) ->
     while True:
         with history.deciding(recipe):
             attempts.check(found, recipe, attempt)
-            challenger = registry.find(found, recipe, which or registry.ALIAS)
-            if challenger is None:
-                raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
-                                 f"make one: evergreen run {recipe}")
-            champion, (version, tags) = registry.champion(found, recipe), challenger
-            if unjudged := bool(champion) and champion[0].number == version.number:
-                if "verdict_id" in tags:
+            challenger, champion = sides(found, recipe, which)
+            version, tags = challenger
+            evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
+            if registry.CHAMPION in version.aliases and "verdict_id" in tags:
+                if state != PROMOTED:
                     verdicts.mark(found, recipe, version.number, PROMOTED)
-                    return version.number, PROMOTED
-                before = history.replaced(found, recipe, version.number)
-                champion = registry.find(found, recipe, str(before)) if before else None
-            sides = (version.number, champion and champion[0].number)
-            if sides == judged:
+                return version.number, PROMOTED
+            now = (version.number, champion and champion[0].number)
+            if now == judged:
                 evidence, state = verdicts.keep(found, recipe, version.number, version.run_id, kept), DECIDED
             else:
                 case = Case(recipe, settings, project, found, challenger, champion)
-                evidence, state = verdicts.evidence_of(version.run_id, tags), tags.get("verdict_state", DECIDED)
                 kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
-            if kept and unjudged:
-                history.note(found, recipe, version.number, kept["verdict"], kept["reason"], evidence=evidence)
-                verdicts.mark(found, recipe, version.number, PROMOTED)
-                return version.number, PROMOTED
             if kept:
                 return version.number, settle(found, version, kept, evidence, state, approve, settings)
-        judged, kept = sides, case.judge()
+        judged, kept = now, case.judge()
+
+
+def sides(found, recipe: str, which: str) -> tuple[tuple[Version, Mapping], tuple[Version, Mapping] | None]:
+    """The challenger, or version `which`, and whom it meets: the champion, or the one whose place it took unjudged."""
+    challenger, champion = registry.find(found, recipe, which or registry.ALIAS), registry.champion(found, recipe)
+    if challenger is None:
+        raise InputError(f"{recipe} has no {'version ' + which if which else 'challenger'} to decide on; "
+                         f"make one: evergreen run {recipe}")
+    number = challenger[0].number
+    if champion and champion[0].number == number and "verdict_id" not in challenger[1]:
+        before = history.replaced(found, recipe, number)
+        champion = registry.find(found, recipe, str(before)) if before else None
+    return challenger, champion
 
 
 class Case:
@@ -185,6 +189,8 @@ def settle(found, version: Version, kept: Mapping, evidence: str, state: str, ap
         verdicts.mark(found, recipe, number, new)
         return new
 
+    if registry.CHAMPION in version.aliases:        # unjudged until now
+        return close(PROMOTED, kept["verdict"], kept["reason"])
     if kept["verdict"] != "promote":
         return state if state == NOTED else close(NOTED, kept["verdict"], kept["reason"])
     if approve == "no":

@@ -1,11 +1,15 @@
 """The process of one step: quiet libraries, one exit status per kind of ending, no life after its parent."""
 
+import atexit
 import ctypes
 import errno
 import gc
 import os
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,3 +159,15 @@ def no_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def own_folder(place: Path) -> str:
+    """A new folder there, which ends with this process; those of processes of this machine that were killed go now."""
+    host = f"{socket.gethostname()}-"
+    place.mkdir(parents=True, exist_ok=True)
+    for left in place.glob(f"{host}*"):
+        if not Path("/proc", left.name.removeprefix(host).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    own = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=place)
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own

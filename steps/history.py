@@ -97,11 +97,14 @@ def previous(found, recipe: str) -> int | None:
 
 
 def was_in_charge(found, recipe: str, number: int) -> bool:
+    """Whether the version has ever been the champion, however it came to it."""
     return any(event.after == number for event in journal.read(found, recipe).done())
 
 
 def lost(found, recipe: str, but: int) -> int | None:
-    """The last champion, other than version `but`, of a recipe that has none now."""
+    """The last champion, other than version `but`, of a recipe that had one and has none now."""
+    if in_charge(found, recipe) is not None:
+        return None
     return next((e.after for e in reversed(journal.read(found, recipe).done()) if e.after not in (None, but)), None)
 
 

@@ -17,9 +17,9 @@ from steps.schema import (
     Recipe,
     Reference,
     Strict,
-    validate,
 )
 from steps.sources import BaseModels, Datasets, Published, Teacher
+from steps.validation import validate
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -1,12 +1,9 @@
 """Runs and their curves -> MLflow, and nothing where it is not installed; with registry.py the only import of it."""
 
-import atexit
-import functools
 import importlib.util
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,23 +217,8 @@ def kept(found, run_id: str, path: str) -> Path | None:
 
 
 def downloads() -> str | None:
-    """A new folder for what MLflow downloads, which ends with this process; None where the store is on this machine.
-
-    By itself MLflow leaves every download of a model in the folder for temporary files.
-    """
-    return None if uri().startswith("sqlite:") else tempfile.mkdtemp(dir=_downloads(STORE.absolute() / "downloads"))
-
-
-@functools.cache
-def _downloads(place: Path) -> str:
-    """The folder there for this process; those of processes that were killed go."""
-    place.mkdir(parents=True, exist_ok=True)
-    for left in place.iterdir():
-        if not Path("/proc", left.name.partition("-")[0]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    own = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place)
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    return own
+    """A folder for what MLflow downloads, which itself would leave it for ever; None where the store is here."""
+    return None if uri().startswith("sqlite:") else command.own_folder(STORE.absolute() / "downloads")
 
 
 def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:

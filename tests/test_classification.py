@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from steps import batching, classification, embedding, evaluate, losses, params, prepare, recipes
-from steps import train as step
+from steps import batching, classification, embedding, evaluate, losses, params, prepare
 from steps.provenance import sha256
 from steps.recipes import emotion
 from steps.schema import InputError, Recipe
 from tests.conftest import ROOT, write_rows
+from tests.small import changed
 
 LABELS = ["calm", "cross", "glad"]
 WORDS = {"calm": ["filter", "dust", "clean", "wash"], "cross": ["noise", "loud", "fan", "rattle"],
@@ -54,10 +54,6 @@ def data(tmp_path_factory, asked) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "emotion"
     prepare.prepare(emotion, asked, folder)
     return folder
-
-
-def changed(recipe: Recipe, **train) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
 def with_labels(recipe: Recipe, labels: list[str]) -> Recipe:
@@ -290,25 +286,3 @@ def test_a_slice_of_one_label_is_the_share_of_it_that_is_found(evaluated):
     assert slices["label: cross"]["rows"] == len(found) == 18
     assert slices["label: cross"]["model"] == pytest.approx(sum(found) / 18, abs=1e-6)
     assert slices["label: cross"]["base"] == 0
-
-
-@pytest.mark.parametrize("recipe", ["cola", "emotion"])
-def test_the_shipped_classification_recipes_train_on_the_samples(tmp_path, tiny_model, monkeypatch, recipe):
-    shipped = params.load(ROOT / "params.yaml").recipe(recipe)
-    sample = ROOT / "samples" / {"cola": "acceptability", "emotion": "moods"}[recipe]
-    raw = shutil.copytree(sample, tmp_path / "raw")
-    (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
-    settings = changed(shipped, epochs=1).model_copy(update={
-        "dataset": str(raw), "suite": str(raw), "base_model": str(tiny_model)})
-    for lock in step.provenance.LOCKS:
-        shutil.copy(ROOT / lock, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EVERGREEN_TRACKING", "none")
-    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1})
-    prepare.prepare(recipes.get(recipe), settings, Path("data"))
-    step.train(recipe, settings, project, Path("data"), Path("model"), Path("curves"))
-    evaluate.evaluate(recipe, settings, project, Path("data"), Path("model"), Path("test"))
-    metrics = json.loads(Path("test/metrics.json").read_text(encoding="utf-8"))
-    assert (metrics["rows"], metrics["metric"]) == (180, recipes.get(recipe).METRIC)
-    sources = {name for name in metrics["slices"] if name.startswith("source: ")}
-    assert bool(sources) == (recipe == "cola")

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.gate import RULES
 from steps import contest, gate, params
 from steps.contest import Contestant
-from steps.schema import validate
 from steps.tasks import sts as task
+from steps.validation import validate
 from tests.conftest import ROOT
 
 NOTHING_KNOWN = np.empty(0, np.uint64)

@@ -19,6 +19,7 @@ from steps.provenance import digest, sha256
 from steps.recipes import sts
 from steps.schema import InputError, Recipe
 from tests.conftest import ROOT, sample, write_rows
+from tests.small import changed
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,6 @@ def data(tmp_path_factory, asked) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "sts"
     prepare.prepare(sts, asked, folder)
     return folder
-
-
-def changed(recipe: Recipe, **train) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
 @pytest.fixture

@@ -151,7 +151,8 @@ def test_where_the_answers_to_what_is_created_are_lost_there_is_one_run_and_one_
         # what a process downloads ends with it, or with the next where it was killed
         look = ("from steps import registry, tracking; tracking.client(); "
                 f"print(registry.stored_folder('models:/sts/{made.number}'))")
-        killed = project / ".evergreen/downloads/4194305-killed"        # no process has so high a number
+        # no process has so high a number
+        killed = project / f".evergreen/downloads/{socket.gethostname()}-4194305-killed"
         killed.mkdir()
         folder = Path(project.run(sys.executable, "-c", look, MLFLOW_TRACKING_URI=url).stdout.strip())
         assert folder.is_relative_to(project / ".evergreen/downloads") and not folder.exists() and not killed.exists()

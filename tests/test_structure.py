@@ -16,7 +16,7 @@ STEPS = ("download", "teach", "prepare", "train", "evaluate", "register")
 RECIPES = ("cola", "emotion", "mlm", "multilingual", "nli", "sts", "tsdae")
 TASKS = ("classes", "sts", "translation", "triplet")
 HOMES = {"mlflow": ["steps.registry", "steps.tracking"], "dvc": ["flows.graph"],
-         "prefect": ["flows.deploy", "flows.notifications", "flows.pipeline"]}
+         "prefect": ["flows.deploy", "flows.notifications", "flows.pipeline", "flows.stages"]}
 
 
 def imports(tree: ast.AST) -> set[str]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from steps import batching, classification, embedding, params, prepare, recipes, training
+from steps import batching, classification, embedding, evaluate, params, prepare, recipes, training
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
@@ -231,3 +231,25 @@ def test_a_model_says_whose_child_it_is(small):
     parents = json.loads(Path("second/lineage.json").read_text(encoding="utf-8"))["base_model"]
     assert parents == {**json.loads(Path("first/lineage.json").read_text(encoding="utf-8")),
                        "weights_sha256": sha256(Path("first/model.safetensors"))}
+
+
+@pytest.mark.parametrize("recipe", ["cola", "emotion"])
+def test_the_shipped_classification_recipes_train_on_the_samples(tmp_path, tiny_model, monkeypatch, recipe):
+    shipped = params.load(ROOT / "params.yaml").recipe(recipe)
+    sample = ROOT / "samples" / {"cola": "acceptability", "emotion": "moods"}[recipe]
+    raw = shutil.copytree(sample, tmp_path / "raw")
+    (raw / "source.json").write_text('{"name": "sample"}', encoding="utf-8")
+    settings = changed(shipped, epochs=1).model_copy(update={
+        "dataset": str(raw), "suite": str(raw), "base_model": str(tiny_model)})
+    for lock in step.provenance.LOCKS:
+        shutil.copy(ROOT / lock, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVERGREEN_TRACKING", "none")
+    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1})
+    prepare.prepare(recipes.get(recipe), settings, Path("data"))
+    step.train(recipe, settings, project, Path("data"), Path("model"), Path("curves"))
+    evaluate.evaluate(recipe, settings, project, Path("data"), Path("model"), Path("test"))
+    metrics = json.loads(Path("test/metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["rows"], metrics["metric"]) == (180, recipes.get(recipe).METRIC)
+    sources = {name for name in metrics["slices"] if name.startswith("source: ")}
+    assert bool(sources) == (recipe == "cola")

@@ -14,6 +14,7 @@ from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
 from tests.conftest import ROOT, sample, write_rows
+from tests.small import changed
 
 HELD_OUT = 0.1
 RECIPES = ("tsdae", "mlm")
@@ -52,10 +53,6 @@ def data(tmp_path_factory, asked) -> dict[str, Path]:
     for name, settings in asked.items():
         prepare.prepare(recipes.get(name), settings, folder / name)
     return {name: folder / name for name in RECIPES}
-
-
-def changed(recipe: Recipe, **train) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
 @pytest.fixture
