@@ -1,10 +1,12 @@
 """How often the gate errs and what it can see: pairs of simulated models of known quality -> verdicts.
 
-python -m benchmarks.gate [--pairs 1000] [--power 100] [--plot docs/gate-power.png]
+python -m benchmarks.gate [--pairs 1000] [--power 100] [--trainings 400] [--plot docs/gate-power.png]
 
 The first part draws pairs of equally good models and counts what is promoted; the second draws challengers that are
-better by a known gain and counts the same, by the size of the test set. Both go through the product's own intervals
-and rules. Two simulated models share most of their errors, as two trainings of one recipe do.
+better by a known gain and counts the same, by the size of the test set. The third draws recipes that are as good as
+the champion in the mean over all seeds, trains each from a few, and counts the intervals that hold this truth. All go
+through the product's own intervals and rules; 0 leaves a part out. Two simulated models share most of their errors, as
+two trainings of one recipe do.
 """
 
 import argparse
@@ -71,27 +73,54 @@ def verdicts(draw: Draw, statistic: Callable, rows: int, gain: float, pairs: int
     return found
 
 
+def covered(seeds: int, trainings: int, rules: gate.Rules, rows: int = 300, luck: float = 0.02) -> float:
+    """The share of trainings, from so many seeds each, whose interval holds the true gain over all seeds: 0.
+
+    The Spearman correlation of a seed is that of the champion and `luck` times a standard normal number.
+    """
+    random, held = np.random.default_rng(seeds), 0
+    for training in range(trainings):
+        gold = random.uniform(size=rows)
+        true = np.concatenate([[0.85], 0.85 + luck * random.standard_normal(seeds)])
+        common, *own = random.standard_normal((2 + seeds, rows))
+        mixed = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * np.stack(own)
+        champion, *challengers = gold + np.sqrt(1 / 12) * np.sqrt(1 / true ** 2 - 1)[:, None] * mixed
+        gain = contest.comparison(statistics.spearman, gold, challengers, champion, rules, training).gain
+        held += gain.low <= 0 <= gain.high
+    return held / trainings
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=1000, help="of equally good models (1000)")
     parser.add_argument("--power", type=int, default=100, help="pairs for each size and true gain (100)")
+    parser.add_argument("--trainings", type=int, default=400, help="from each number of seeds (400)")
     parser.add_argument("--plot", type=Path, default=Path("docs/gate-power.png"))
     options = parser.parse_args()
     rules = gate.Rules.model_validate(RULES)
-    for name, (draw, statistic, rows, _) in KINDS.items():
+    for name, (draw, statistic, rows, _) in KINDS.items() if options.pairs else ():
         found = verdicts(draw, statistic, rows, 0.0, options.pairs, rules, 0)
         promoted = found.count("promote")
         low, high = binomtest(promoted, len(found)).proportion_ci()
         print(f"{name}, {rows} rows: of {len(found)} equally good pairs {promoted} promoted, "
               f"{found.count('reject')} rejected: error rate {promoted / len(found):.1%} "
               f"(95 % interval {low:.1%} to {high:.1%})", flush=True)
+    for seeds in (1, 2, 3, 5, 10) if options.trainings else ():
+        share = covered(seeds, options.trainings, rules)
+        print(f"{seeds} seeds: {share:.1%} of {options.trainings} intervals hold the true gain over seeds", flush=True)
+    if options.power:
+        plot(options.plot, options.power, rules)
+
+
+def plot(path: Path, power: int, rules: gate.Rules) -> None:
+    """Prints and draws the share of better challengers that are promoted, of so many pairs each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, (name, (draw, statistic, _, gains)) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(),
                                                          strict=True):
         for gain in gains:
-            shares = [verdicts(draw, statistic, rows, gain, options.power, rules, 1).count("promote") / options.power
+            shares = [verdicts(draw, statistic, rows, gain, power, rules, 1).count("promote") / power
                       for rows in SIZES]
             print(f"{name}, true gain {gain:g}: " + ", ".join(
                 f"{share:.0%} at {rows} rows" for rows, share in zip(SIZES, shares, strict=True)), flush=True)
@@ -101,7 +130,7 @@ def main() -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(options.plot, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

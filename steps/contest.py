@@ -126,15 +126,15 @@ def comparison(statistic: Callable, labels: np.ndarray, challengers: Sequence[np
 
 
 def over_seeds(each: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """[S] or [S, resamples] scores of S seeds -> their mean, in each resample of rows over seeds that are drawn anew.
+    """[S] or [S, resamples] scores of S seeds -> their mean, in each resample of rows with an error of Student's t.
 
-    Deviations are widened by sqrt(S / (S - 1)), so that S seeds vary in the resamples as a sample of S varies.
+    So that few seeds cover what they should: drawn anew from among themselves they would vary too little. Student
+    1908, The Probable Error of a Mean, https://doi.org/10.1093/biomet/6.1.1.
     """
     count, centre = len(each), each.mean(axis=0)
     if each.ndim == 1 or count == 1:
         return centre
-    drawn = random.multinomial(count, np.full(count, 1 / count), size=each.shape[1:]) / count
-    return centre + ((each - centre) * np.sqrt(count / (count - 1)) * np.moveaxis(drawn, -1, 0)).sum(axis=0)
+    return centre + each.std(axis=0, ddof=1) / np.sqrt(count) * random.standard_t(count - 1, size=centre.shape)
 
 
 def milliseconds(kind: ModuleType, challenger, champion, texts: Sequence[str], limits: gate.Latency,

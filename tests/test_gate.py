@@ -163,13 +163,13 @@ def test_a_comparison_of_single_answers_by_hand():
 
 
 def test_the_interval_covers_seeds_that_differ():
-    """Two seeds of 0.5 and 0.7 on rows enough that only the seeds vary: the mean, and half the difference around it."""
+    """Seeds of 0.5 and 0.7 on rows enough that only they vary: 0.6, to each side 12.7 standard errors of 0.1 (t's)."""
     labels, champion = np.ones(4000, int), np.repeat([1, 0], 2000)
     seeds = [np.repeat([1, 0], [n, 4000 - n]) for n in (2000, 2800)]
     found = contest.comparison(statistics.accuracy, labels, seeds, champion, RULES, 0)
     alone = contest.comparison(statistics.accuracy, labels, seeds[1:], champion, RULES, 0)
     assert found.challenger.value == pytest.approx(0.6)
-    assert found.gain.low < 0 < found.gain.high and alone.gain.low > 0.15
+    assert found.gain.high - found.gain.low == pytest.approx(2 * 12.7 * 0.1, rel=0.4) and alone.gain.low > 0.15
 
 
 def test_the_examples_won_and_lost_most():
