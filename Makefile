@@ -9,7 +9,7 @@ demo: setup
 	@.venv/bin/evergreen run sts
 
 test: setup
-	@.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+	@.venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The tests of the fault matrix, and docs/reliability.md from them.
 reliability: setup

@@ -101,17 +101,24 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     In a `folder`, another copy of the project, all that the stage needs is brought up to date. `options` are those of
     `dvc repro`; another copy may need another `python` and environment `variables`.
 
-    A stage that was killed from outside has one more try, which continues from its checkpoint. What was restored is
-    compared with its digests before anyone reads it, and made anew where the cache was damaged. Checkpoints go when DVC
-    has what was trained. Raises InputError when the step refused its input, StageFailed when it failed or was stopped.
+    A stage that was killed from outside has one more try, which continues from its checkpoint; where the kernel killed
+    something for want of memory meanwhile, a training of one process has its batches computed in two parts. What was
+    restored is compared with its digests before anyone reads it, and made anew where the cache was damaged. Checkpoints
+    go when DVC has what was trained. Raises InputError when the step refused its input, StageFailed when it failed or
+    was stopped.
     """
     def once() -> str:
         return _reproduce(name, on_line, folder, options, python, variables)
 
+    kills = memory_kills()
     try:
         outcome = once()
     except StageKilled as error:
-        on_line(f"{error}; once more")
+        if memory_kills() > kills and (folder or name.startswith("train@")):
+            variables |= {checkpoint.PARTS: "2"}
+            on_line(f"{error}, and the kernel did kill for want of it; once more, with batches computed in two parts")
+        else:
+            on_line(f"{error}; once more")
         outcome = once()
     if outcome == "restored" and folder is None and (damaged := discard_damaged([name])):
         for line in damaged:
@@ -123,6 +130,15 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     if kind in ("train", "evaluate"):
         shutil.rmtree((folder or Path()) / checkpoint.PLACE / recipe, ignore_errors=True)
     return outcome
+
+
+def memory_kills() -> int:
+    """How many processes of this machine the kernel has killed for want of memory, a container's limit included."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines())
+    except OSError:     # not Linux
+        return 0
+    return int(counts.get("oom_kill", 0))
 
 
 def discard_damaged(names: list[str]) -> list[str]:

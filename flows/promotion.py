@@ -1,7 +1,7 @@
 """A challenger and the champion -> a verdict, kept with the version, logged, and acted upon.
 
-Models are scored outside the lock of decisions, so that a rollback need not wait; a champion that has changed by then
-is another one to compare with.
+Models are scored outside the lock of decisions, so that a rollback need not wait; a champion that has changed by then,
+here or on another machine, is another one to compare with.
 """
 
 import sys
@@ -61,7 +61,11 @@ def decide(name: str, approve: str | None = None, attempt: str | None = None) ->
                 case = Case(recipe, settings, project, found, challenger, champion)
                 kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
             if kept:
-                return version.number, settle(found, version, kept, evidence, state, approve, settings)
+                try:
+                    return version.number, settle(found, version, now[1], kept, evidence, state, approve, settings)
+                except history.Overtaken:       # by another machine's decision on the same store
+                    judged = None
+                    continue
         judged, kept = now, case.judge()
 
 
@@ -180,12 +184,17 @@ class Case:
             return None
 
 
-def settle(found, version: Version, kept: Mapping, evidence: str, state: str, approve: str, settings: Recipe) -> str:
-    """Moves the alias, or writes down why not, on the evidence of the kept verdict. Returns the verdict's state."""
+def settle(found, version: Version, champion: int | None, kept: Mapping, evidence: str, state: str, approve: str,
+           settings: Recipe) -> str:
+    """Moves the alias, or writes down why not, on the evidence of the kept verdict. Returns the verdict's state.
+
+    Raises history.Overtaken where another is in charge than the champion that the verdict is about.
+    """
     recipe, number = version.recipe, version.number
+    over = number if registry.CHAMPION in version.aliases else champion
 
     def close(new: str, verdict: str, why: str) -> str:
-        history.note(found, recipe, number, verdict, why, evidence=evidence)
+        history.note(found, recipe, number, verdict, why, evidence=evidence, over=over)
         verdicts.mark(found, recipe, number, new)
         return new
 
@@ -209,7 +218,7 @@ def settle(found, version: Version, kept: Mapping, evidence: str, state: str, ap
             verdicts.mark(found, recipe, number, state)
         return state
     why = kept["reason"] if approve == "auto" else f"confirmed by a person; {kept['reason']}"
-    history.move(found, recipe, number, why, "promote", evidence=evidence)
+    history.move(found, recipe, number, why, "promote", evidence=evidence, over=over)
     verdicts.mark(found, recipe, number, PROMOTED)
     return PROMOTED
 

@@ -14,6 +14,7 @@ from steps.provenance import digest, sha256
 
 PLACE = Path(".evergreen/checkpoints")      # outside the outputs, which DVC removes before a stage runs
 DRIVEN = "EVERGREEN_DRIVEN"     # set by a driver that clears the checkpoints itself, once DVC has the outputs
+PARTS = "EVERGREEN_PARTS"       # set by a driver: how many parts a batch is computed in, where memory was too small
 MANIFEST = "manifest.json"
 KEPT = 2            # the older one is there for when the newer is damaged
 SHARE = 0.05        # of the time of training that saving may take: slow disks get fewer checkpoints

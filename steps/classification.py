@@ -4,7 +4,7 @@ Fine-tuning as in Devlin et al. 2019, https://arxiv.org/abs/1810.04805, by the l
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -170,9 +170,8 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     return trainer, history
 
 
-def save(model: PreTrainedModel, folder: Path, beside: Mapping[str, str] | None = None) -> None:
-    """Writes the classifier as safetensors with its tokenizer, and the texts `beside` it."""
-    with training.whole(folder, beside or {}) as partial:
-        model.save_pretrained(partial)
-        model.tokenizer.model_max_length = model.max_seq_length     # where whoever uses it cuts
-        model.tokenizer.save_pretrained(partial)
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Writes the classifier as safetensors with its tokenizer."""
+    model.save_pretrained(folder)
+    model.tokenizer.model_max_length = model.max_seq_length     # where whoever uses it cuts
+    model.tokenizer.save_pretrained(folder)

@@ -5,13 +5,14 @@ import ctypes
 import errno
 import gc
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -161,13 +162,57 @@ def no_space(error: BaseException | None) -> bool:
     return False
 
 
+def identity() -> str:
+    """This process, among those of all machines and containers: two of these may have one host name."""
+    return f"{_machine()} {os.getpid()}"
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():       # not Linux
+        return socket.gethostname()
+    return f"{socket.gethostname()}/{boot.read_text(encoding='utf-8').strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def ended(whose: str, began: float) -> bool:
+    """Whether the process of this identity, at work at that time, is gone; False where it is another machine's."""
+    import psutil
+
+    machine, _, pid = whose.partition(" ")
+    if machine != _machine():
+        return False
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(int(pid))
+        return found.status() == "zombie" or found.create_time() > began
+    return True
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` when the block ends well, and else goes."""
+    partial = folder.with_name(f".partial-{folder.name}")       # one name, so that the next try clears what a kill left
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def own_folder(place: Path) -> str:
     """A new folder there, which ends with this process; those of processes of this machine that were killed go now."""
     host = f"{socket.gethostname()}-"
     place.mkdir(parents=True, exist_ok=True)
-    for left in place.glob(f"{host}*"):
-        if not Path("/proc", left.name.removeprefix(host).partition("-")[0]).exists():
-            shutil.rmtree(left, ignore_errors=True)
+    for left in place.iterdir():
+        if whose := re.fullmatch(rf"{re.escape(host)}([0-9]+)-[^-]+", left.name):
+            try:
+                os.kill(int(whose[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except PermissionError:     # another user's
+                pass
     own = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=place)
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return own

@@ -1,7 +1,7 @@
 """Tokenized texts and a base model -> a trained sentence encoder, and vectors from one."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -174,7 +174,6 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     return trainer, history
 
 
-def save(model: SentenceTransformer, folder: Path, beside: Mapping[str, str] | None = None) -> None:
-    """Writes the encoder as safetensors, the same bytes wherever and however often, and the texts `beside` it."""
-    with training.whole(folder, beside or {}) as partial:
-        model.save(str(partial), create_model_card=False, safe_serialization=True)
+def save(model: SentenceTransformer, folder: Path) -> None:
+    """Writes the encoder as safetensors, the same bytes wherever and however often."""
+    model.save(str(folder), create_model_card=False, safe_serialization=True)

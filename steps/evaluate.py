@@ -83,12 +83,13 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
         task = tasks.get(entry.task)
         metric = recipe.METRIC if recipe.METRIC in task.STATISTICS else task.METRIC
         metrics["tasks"][key] = judge(task, metric, f"tasks/{key}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "predictions.csv", list(predicted["test"]), zip(*predicted.pop("test").values(), strict=True))
-    write_rows(folder / "tasks.csv", ["task", "example"], (
-        (split.removeprefix("tasks/"), json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
-        for split, columns in predicted.items() for row in zip(*columns.values(), strict=True)))
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with command.whole(folder) as partial:
+        write_rows(partial / "predictions.csv", list(predicted["test"]),
+                   zip(*predicted.pop("test").values(), strict=True))
+        write_rows(partial / "tasks.csv", ["task", "example"], (
+            (split.removeprefix("tasks/"), json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False))
+            for split, columns in predicted.items() for row in zip(*columns.values(), strict=True)))
+        (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 An entry is opened before the alias moves and closed after, so a kill -9 leaves the old or the new champion, and the
 next command closes the entry. An alias that was moved in MLflow is a decision too: it is noticed and written down.
+One machine's decisions wait for each other by a lock; those of several machines on one store by their open entries.
 """
 
 import getpass
+import random
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from steps import journal, registry, tracking
@@ -18,6 +21,12 @@ BY_HAND = "by hand"         # the verdict of an alias that was moved elsewhere
 UNKNOWN = "unknown"
 ROLLBACK = "rollback"
 UNTRUSTED = "its files cannot be trusted"
+ANYBODY = -1        # no version's number
+LEASE = 60.0        # seconds that another machine's decision may take; then its open entry is a dead one's
+
+
+class Overtaken(Exception):
+    """Somebody else is in charge now than a decision was made against."""
 
 
 @contextmanager
@@ -35,22 +44,31 @@ def deciding(recipe: str, wait: bool = True) -> Iterator[None]:
 
 
 def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = None,
-         evidence: str = journal.NONE) -> Event:
+         evidence: str = journal.NONE, over: int | None = ANYBODY) -> Event:
     """Puts version `to` in charge: verifies its files, opens an entry, moves the alias, closes the entry.
 
-    `evidence` names the verdict's document, as verdicts.keep does.
+    `evidence` names the verdict's document, as verdicts.keep does, and `over` the champion that it was reached against.
     Raises InputError where the version is not there, its files are not those that were registered, or it is in
-    charge already; then nothing is written.
+    charge already, and Overtaken where another than `over` is; then nothing is written.
     """
+    def champions() -> tuple[int | None, int]:
+        if (before := _against(found, recipe, over)) == to:
+            raise InputError(f"{recipe}@{to} is in charge already")
+        return before, to
+
     with deciding(recipe):
         reconcile(found, recipe)
         if to not in (known := registry.numbers(found, recipe)):
             raise InputError(f"{recipe!r} has no version {to}; versions: {known}")
-        if (before := in_charge(found, recipe)) == to:
-            raise InputError(f"{recipe}@{to} is in charge already")
+        champions()
         registry.verified(found, recipe, to)
-        event = journal.append(found, recipe, to, before, to, verdict, why, who or me(), evidence)
-        registry.set_alias(found, recipe, to, registry.CHAMPION)
+        event = _enter(found, recipe, to, champions, verdict, why, who or me(), evidence)
+        try:
+            registry.set_alias(found, recipe, to, registry.CHAMPION)
+        except Exception:
+            with suppress(Exception):       # else the next command closes it
+                journal.close(found, event, done=in_charge(found, recipe) == to)
+            raise
         event = journal.close(found, event)
         registry.say(found, recipe, to, f"- put in charge {event.at:%Y-%m-%d %H:%M:%SZ} by {event.who}: {verdict}, "
                                         f"{why or 'no reason given'} ({journal.source(event)})")
@@ -58,13 +76,40 @@ def move(found, recipe: str, to: int, why: str, verdict: str, who: str | None = 
 
 
 def note(found, recipe: str, version: int, verdict: str, why: str, who: str | None = None,
-         evidence: str = journal.NONE) -> Event:
-    """Appends a decision that moved nothing (hold, reject) to the log."""
+         evidence: str = journal.NONE, over: int | None = ANYBODY) -> Event:
+    """Appends a decision that moved nothing (hold, reject) to the log. Raises Overtaken as `move` does."""
+    def champions() -> tuple[int | None, int | None]:
+        now = _against(found, recipe, over)
+        return now, now
+
     with deciding(recipe):
         reconcile(found, recipe)
-        now = in_charge(found, recipe)
-        return journal.close(found, journal.append(found, recipe, version, now, now, verdict, why, who or me(),
-                                                   evidence))
+        return journal.close(found, _enter(found, recipe, version, champions, verdict, why, who or me(), evidence))
+
+
+def _against(found, recipe: str, over: int | None) -> int | None:
+    """Who is in charge. Raises Overtaken where that is not `over`."""
+    now = in_charge(found, recipe)
+    if over not in (ANYBODY, now):
+        raise Overtaken(f"{journal.name(recipe, now)} is in charge, not {journal.name(recipe, over)}")
+    return now
+
+
+def _enter(found, recipe: str, version: int, champions: Callable[[], tuple[int | None, int | None]], verdict: str,
+           why: str, who: str, evidence: str) -> Event:
+    """An open entry that no other machine's stands beside; `champions` are those before and after, asked again then."""
+    while True:
+        before, after = champions()
+        event = journal.append(found, recipe, version, before, after, verdict, why, who, evidence)
+        try:
+            if journal.alone(found, event) and champions() == (before, after):
+                return event
+        except Exception:
+            journal.close(found, event, done=False)
+            raise
+        journal.close(found, event, done=False)
+        time.sleep(random.random())     # else two that give way to each other meet again
+        reconcile(found, recipe)
 
 
 def rollback(found, recipe: str, to: int | None = None, why: str = "", who: str | None = None) -> Event:
@@ -121,26 +166,50 @@ def reconcile(found, recipe: str, wait: bool = True) -> Event | None:
     The version's files are verified; what is wrong with them stands in the entry's `why`.
     """
     with deciding(recipe, wait):
-        now, log = in_charge(found, recipe), journal.read(found, recipe)
-        for event in (e for e in log.events if e.state == "open"):
-            journal.close(found, event, done=event.after in (event.before, now))
+        while True:
+            log = _settled(found, recipe, wait)
+            before, now = log.champion(), in_charge(found, recipe)
+            if now == before:
+                if log.events:
+                    journal.remember(found, recipe, log.events[-1], now)
+                return None
+            since = f"after entry {log.events[-1].number}" if log.events else "before the first entry"
+            why = f"found so, moved {since}; MLflow keeps neither who nor when"
+            if now is None:
+                there = before in registry.numbers(found, recipe)
+                why = f"{recipe}@{before} {'lost its alias' if there else 'was deleted'}; {why}"
+            else:
+                try:
+                    registry.verified(found, recipe, now)
+                except InputError as error:
+                    why = f"{UNTRUSTED}: {error}; {why}"
+            event = journal.append(found, recipe, now, before, now, BY_HAND, why, UNKNOWN)
+            same = (journal.read(found, recipe).champion(), in_charge(found, recipe)) == (before, now)
+            if same and journal.alone(found, event):
+                return journal.close(found, event)
+            journal.close(found, event, done=False)     # another machine's decision, that was under way
+            time.sleep(random.random())
+
+
+def _settled(found, recipe: str, wait: bool) -> journal.Log:
+    """The log once no entry is open: what others carry out is waited for, what the dead left is closed."""
+    seen: dict[str, float] = {}
+    while True:
         log = journal.read(found, recipe)
-        before, now = log.champion(), in_charge(found, recipe)
-        if now == before:
-            if log.events:
-                journal.remember(found, recipe, log.events[-1], now)
-            return None
-        since = f"after entry {log.events[-1].number}" if log.events else "before the first entry"
-        why = f"found so, moved {since}; MLflow keeps neither who nor when"
-        if now is None:
-            there = before in registry.numbers(found, recipe)
-            why = f"{recipe}@{before} {'lost its alias' if there else 'was deleted'}; {why}"
-        else:
-            try:
-                registry.verified(found, recipe, now)
-            except InputError as error:
-                why = f"{UNTRUSTED}: {error}; {why}"
-        return journal.close(found, journal.append(found, recipe, now, before, now, BY_HAND, why, UNKNOWN))
+        left = [event for event in log.events if event.state == "open"]
+        if not left:
+            return log
+        for event in left:
+            seen.setdefault(event.entry, time.monotonic())
+        if any(journal.going_on(event) and time.monotonic() - seen[event.entry] < LEASE for event in left):
+            if not wait:
+                raise TimeoutError
+            time.sleep(0.2)
+            continue
+        now = in_charge(found, recipe)
+        for event in left:
+            alone = sum(e.number == event.number for e in log.events) == 1
+            journal.close(found, event, done=alone if event.before == event.after else event.after == now)
 
 
 def notice(recipe: str) -> list[str]:

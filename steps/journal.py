@@ -6,12 +6,13 @@ model's tag `history` names the newest, so that entries missing from the end sho
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from steps import provenance, registry, tracking
+from steps import command, provenance, registry, tracking
 from steps.schema import InputError
 
 HEAD = "history"        # the tag of the registered model: number and sha256 of the newest entry
+OLD = timedelta(minutes=10)     # no decision takes so long between its entry and the alias
 LONGEST = 4000          # characters of a reason; MLflow takes 8,000 bytes
 NONE = "none"
 
@@ -34,6 +35,7 @@ class Event:
     sha256: str = ""
     state: str = "open"     # open, done or void: MLflow's status of the run, no part of the sha256
     entry: str = ""         # the run's id
+    process: str = ""       # what wrote it, as command.identity names it
 
     def tags(self) -> dict[str, str]:
         """What is stored, and hashed."""
@@ -61,7 +63,7 @@ class Log:
 
 def append(found, recipe: str, version: int | None, before: int | None, after: int | None, verdict: str, why: str,
            who: str, evidence: str = NONE) -> Event:
-    """An open entry after the newest. Call it under the lock of history.deciding."""
+    """An open entry after the newest. Call it under the lock of history.deciding; it counts where it is `alone`."""
     if len(why) > LONGEST:
         raise InputError(f"the reason has {len(why)} characters; at most {LONGEST} are kept")
     newest = max([(0, NONE), _head(found, recipe), *((e.number, e.sha256) for e in read(found, recipe).events)])
@@ -71,6 +73,21 @@ def append(found, recipe: str, version: int | None, before: int | None, after: i
     label = f"{event.number}: {verdict} {name(recipe, version)}"
     tags = {**event.tags(), "sha256": event.sha256}
     return replace(event, entry=tracking.append(found, recipe, label, tags, event.at.timestamp()))
+
+
+def alone(found, event: Event) -> bool:
+    """Whether an entry just opened is open still, the newest, and no other is open, though other machines write too.
+
+    Of two at once at least one sees the other, for each is written before it looks; who sees one is to give way.
+    """
+    rest = [e for e in read(found, event.recipe).events if e.state == "open" or e.number >= event.number]
+    return [(e.sha256, e.state) for e in rest] == [(event.sha256, "open")]
+
+
+def going_on(event: Event) -> bool:
+    """Whether an open entry may be another process's decision that is being carried out."""
+    ours, old = event.process == command.identity(), datetime.now(UTC) - event.at > OLD
+    return event.state == "open" and not ours and not old and not command.ended(event.process, event.at.timestamp())
 
 
 def close(found, event: Event, done: bool = True) -> Event:
@@ -102,9 +119,13 @@ def read(found, recipe: str) -> Log:
         if deleted:
             problems.append(f"entry {event.number} was deleted in MLflow; restore it before its gc removes it")
         same = events.get(event.sha256)     # sent twice where the answer to the first was lost on the way
-        if same is None or same.state != "done":
+        if same is None or same.state == "open":
             events[event.sha256] = event
-    ordered = sorted(events.values(), key=lambda e: (e.number, e.at))
+    ordered: list[Event] = []
+    followed = {event.previous for event in events.values()}
+    for event in sorted(events.values(), key=lambda e: (e.number, e.state == "void", e.sha256 not in followed)):
+        if not ordered or ordered[-1].number != event.number or event.state != "void":      # void: it gave way
+            ordered.append(event)
     problems += _breaks(ordered)
     head, sha256 = _head(found, recipe)
     if head and sha256 not in events:
@@ -128,7 +149,7 @@ def _breaks(ordered: list[Event]) -> list[str]:
             problems.append(f"{event.number - number - 1} entries before entry {event.number} are missing")
         elif event.previous != previous:
             problems.append(f"entry {event.number} was written after another entry {number} than is there now")
-        elif event.before != champion:
+        elif event.before != champion and event.state != "void":        # void: it may have come to nothing for this
             problems.append(f"entry {event.number} found {name(event.recipe, event.before)} in charge, and the entries "
                             f"before it say {name(event.recipe, champion)}: their status in MLflow was changed")
         previous, number = event.sha256, event.number
@@ -141,7 +162,8 @@ def _event(entry: str, state: str, tags: Mapping[str, str]) -> Event | None:
     try:
         event = Event(tags["recipe"], int(tags["number"]), datetime.fromisoformat(tags["at"]), tags["who"],
                       number(tags["version"]), number(tags["from"]), number(tags["to"]), tags["verdict"],
-                      tags["why"], tags["previous"], tags.get("evidence", NONE), tags["sha256"], state, entry)
+                      tags["why"], tags["previous"], tags.get("evidence", NONE), tags["sha256"], state, entry,
+                      tags.get(tracking.PROCESS, ""))
     except (KeyError, ValueError):
         return None
     return event if provenance.digest(event.tags()) == event.sha256 else None

@@ -4,7 +4,6 @@ python -m steps.prepare RECIPE FOLDER
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -37,9 +36,7 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
     other reason not to train on the data.
     """
     dataset = Path(settings.dataset)
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with command.whole(folder) as partial:
         found = fill(recipe, settings, partial, reading.splits(dataset), reading.splits(Path(settings.suite)))
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
         found.stops += contract.unlicensed(source.get("licence"), settings.contract)
@@ -48,10 +45,6 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
         for name, values in (("summary", {"source": source, "splits": splits}), ("report", found.report())):
             (partial / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n",
                                                   encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fill(recipe: ModuleType, settings: Recipe, folder: Path, files: Files, suite: Files) -> Findings:

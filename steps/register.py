@@ -53,12 +53,14 @@ def register(recipe: str, attempt: str | None = None) -> Version:
 
     Raises InputError where a newer attempt than this has begun; None is a person's own command.
     """
+    from filelock import FileLock
+
     project = params.load()
     settings = project.recipe(recipe)
     at = folders(recipe)
     found = tracking.client()
     model, evaluation = identity(recipe)
-    with registry.registering():
+    with FileLock(tracking.STORE / "register.lock"):        # one registration at a time on this machine
         attempts.check(found, recipe, attempt)
         if version := registry.version_of(found, recipe, model, evaluation):
             if registry.ALIAS not in version.aliases:

@@ -45,26 +45,31 @@ def version_with_weights(found, recipe: str, weights_sha256: str) -> str:
 
 def model(found, recipe: str) -> tuple[dict[str, int], dict[str, str]]:
     """Aliases and tags of the registered model; both empty where nothing is registered yet."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with _absent_is_fine():
         entity = found.get_registered_model(recipe)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}, {}
-        raise       # a store that does not answer is no store without a champion
-    return {alias: int(number) for alias, number in entity.aliases.items()}, dict(entity.tags)
+        return {alias: int(number) for alias, number in entity.aliases.items()}, dict(entity.tags)
+    return {}, {}
 
 
 def tag_model(found, recipe: str, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        with _absent_is_fine():     # the model itself was deleted
+            found.set_registered_model_tag(recipe, key, value)
+
+
+@contextmanager
+def _absent_is_fine() -> Iterator[None]:
+    """Something that is not there, or is there no more when a request is sent again whose answer was lost, is no error.
+
+    Anything else is one: a store that does not answer is no store without a champion.
+    """
     from mlflow.exceptions import MlflowException
 
-    for key, value in tags.items():
-        try:
-            found.set_registered_model_tag(recipe, key, value)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":       # the model itself was deleted
-                raise
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def champion(found, recipe: str) -> tuple[Version, Mapping[str, str]] | None:
@@ -131,16 +136,6 @@ def read_version(found, recipe: str, number: int | str, created: bool = False) -
     return Version(recipe, int(version.version), version.run_id, list(version.aliases), created)
 
 
-@contextmanager
-def registering() -> Iterator[None]:
-    """One registration at a time on this store's machine."""
-    from filelock import FileLock
-
-    tracking.STORE.mkdir(exist_ok=True)
-    with FileLock(tracking.STORE / "register.lock"):
-        yield
-
-
 def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: list[str], tags: Mapping[str, str],
              card: str) -> Version:
     """Logs the model in `folder` to its run and makes it a version with its tags in one act.
@@ -165,7 +160,11 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
                     for p in ("sentence-transformers", "transformers", "torch")]
     log = {"embedding": _log_encoder, "classification": _log_classifier}[kind]
     with mlflow.start_run(run_id=run_id):
-        logged = log(folder.absolute(), example, requirements)
+        try:
+            logged = log(folder.absolute(), example, requirements)
+        except MlflowException:     # it refuses what is sent again because the answer was lost on the way
+            tracking.discard_models(found, run_id, {v.source for v in of_run})
+            logged = log(folder.absolute(), example, requirements)
     stored = stored_folder(logged.model_uri)
     weights = next(stored.rglob("model.safetensors"), None)
     if weights is None or provenance.sha256(weights) != tags["weights_sha256"]:
@@ -179,7 +178,8 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
     made = [int(v.version) for v in found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
             if v.source == version.source]
     for extra in sorted(made)[1:]:      # the answer to the first request was lost on the way, and it was sent again
-        found.delete_model_version(recipe, str(extra))
+        with _absent_is_fine():
+            found.delete_model_version(recipe, str(extra))
     return read_version(found, recipe, min([*made, int(version.version)]), created=True)
 
 
@@ -294,4 +294,5 @@ def delete(found, recipe: str, number: int) -> None:
     if holds := sorted(alias for alias, held in model(found, recipe)[0].items() if held == number):
         raise InputError(f"{recipe}@{number} is the {' and the '.join(holds)} and is not deleted; put another in its "
                          "place first")
-    found.delete_model_version(recipe, str(number))
+    with _absent_is_fine():
+        found.delete_model_version(recipe, str(number))

@@ -32,10 +32,7 @@ def teach(settings: Teacher, folder: Path) -> None:
 
     dataset, teacher = Path(settings.dataset), Path(settings.model)
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with command.whole(folder) as partial:
         for split, files in reading.splits(dataset).items():
             if split in ("train", "dev", "test"):
                 english, other = pairs(settings, files)
@@ -50,10 +47,6 @@ def teach(settings: Teacher, folder: Path) -> None:
         weights = provenance.sha256(teacher / "model.safetensors")
         source["teacher"] = {"model": settings.model, "weights_sha256": weights}
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def pairs(settings: Teacher, files: list[Path]) -> tuple[list[str], list[str]]:

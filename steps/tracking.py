@@ -3,9 +3,8 @@
 import importlib.util
 import os
 import shutil
-import socket
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -122,23 +121,18 @@ def new_run(found, recipe: str, name: str, tags: Mapping[str, str]) -> str:
     return run_id
 
 
+PROCESS = "evergreen.process"       # the tag by which a run whose process was killed is told from one that goes on
+
+
 def process() -> dict[str, str]:
-    """The tag by which a run whose process was killed is told from one that goes on."""
-    return {"evergreen.process": f"{socket.gethostname()} {os.getpid()}"}
+    return {PROCESS: command.identity()}
 
 
 def close_lost_runs(found, recipe: str) -> None:
     """Ends the runs of this machine whose process is gone (a kill -9 leaves them RUNNING)."""
-    import psutil
-
     for run in found.search_runs([experiment(found, recipe)], "attributes.status = 'RUNNING'"):
-        host, _, pid = run.data.tags.get("evergreen.process", "").partition(" ")
-        if host != socket.gethostname():
+        if not command.ended(run.data.tags.get(PROCESS, ""), run.info.start_time / 1000):
             continue
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(int(pid))
-            if process.status() != "zombie" and process.create_time() * 1000 <= run.info.start_time:
-                continue
         # what a training is tagged with at its end tells one that was killed later, in its registration
         trained = "weights_sha256" in run.data.tags
         found.set_terminated(run.info.run_id, "FINISHED" if trained else "KILLED")
@@ -149,10 +143,10 @@ def discard_models(found, run_id: str, used: Collection[str]) -> None:
     of = found.get_run(run_id).info.experiment_id
     for left in found.search_logged_models([of], f"source_run_id = '{run_id}'"):
         if left.model_uri not in used:
-            found.delete_logged_model(left.model_id)
             place = urlparse(left.artifact_location)
             if place.scheme == "file":      # a server's files are for its `mlflow gc`
                 shutil.rmtree(Path(url2pathname(place.path)).parent, ignore_errors=True)
+            found.delete_logged_model(left.model_id)        # last: killed before, the next registration finds it again
 
 
 def describe(found, run_id: str, settings: Recipe, project: params.Project, summary: dict) -> None:
@@ -223,7 +217,7 @@ def downloads() -> str | None:
 
 def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:
     """Adds an entry to the recipe's history in one act: a run with these tags. It is open until it is closed."""
-    run = found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), dict(tags), name)
+    run = found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), {**tags, **process()}, name)
     return run.info.run_id
 
 

@@ -64,7 +64,7 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
                 agreed(lambda: fingerprint(settings, project, data, base_model, hardware)))
             return trainer
 
-        trainer = fit(build)
+        trainer = fit(build, 1 if ranks.world() > 1 else int(os.environ.get(checkpoint.PARTS, "1")))
         if not ranks.first():
             return
         trained, history = trainer.model, trainer.history
@@ -72,23 +72,24 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
                    "vocabulary_sha256": provenance.digest(trained.tokenizer.get_vocab())}
         if trainer.parts > 1:
             lineage["batches_computed_in_parts"] = trainer.parts
-        kind.save(trained, model, {"lineage.json": json.dumps(lineage, indent=2) + "\n"})
-        write_seen(recipes.get(name), settings, data, base_model, model)
-        curves.mkdir(parents=True, exist_ok=True)
-        write_csv(curves / "loss.csv", history.loss)
-        write_csv(curves / "epochs.csv", history.epochs)
+        with command.whole(curves) as partial:
+            write_csv(partial / "loss.csv", history.loss)
+            write_csv(partial / "epochs.csv", history.epochs)
+        with command.whole(model) as partial:
+            kind.save(trained, partial)
+            (partial / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+            write_seen(recipes.get(name), settings, data, base_model, partial)
         if checkpoint.DRIVEN not in os.environ:
             trainer.checkpoints.clear()
         run.finish(sha256(model / "model.safetensors"), history.table(), hardware)
     print(history.table(), flush=True)
 
 
-def fit(build: Callable):
+def fit(build: Callable, parts: int = 1):
     """The trainer that `build(parts)` made, trained: from the newest checkpoint on, to the bits that a training
     without an interruption has. Where memory is too small, once more with each batch computed in two parts."""
     from steps import ranks, resuming
 
-    parts = 1
     while True:
         trainer = build(parts)
         at = ranks.agreed(trainer.checkpoints.newest() if ranks.first() else None)

@@ -1,11 +1,8 @@
 """What both kinds of training share: the library's arguments, curves and progress, the hardware."""
 
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,18 +206,3 @@ def hardware(precision: str) -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     return {"device": device, "precision": "bf16" if bf16(precision) else "fp32"}
 
-
-@contextmanager
-def whole(folder: Path, beside: Mapping[str, str]) -> Iterator[Path]:
-    """A folder to write a model into, which then takes the place of `folder` with the texts `beside` the model."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        for name, text in beside.items():
-            (partial / name).write_text(text, encoding="utf-8")
-    except BaseException:       # a full disk gets back what was written
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)

@@ -17,6 +17,7 @@ from flows import cli
 from steps import command, params, recipes, tracking
 from steps.contract import Findings
 from steps.schema import Contract
+from tests.order import pytest_collection_modifyitems  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 OUR_VARIABLES = ("PREFECT_", "MLFLOW_", "DVC_", "EVERGREEN_", "HF_", "GIT_")

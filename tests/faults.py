@@ -115,6 +115,55 @@ def killed_promotions(kills: int, seed: int) -> list[dict]:
     return found
 
 
+def killed_decisions(kills: int, seed: int) -> list[dict]:
+    """Decides on 1, the better one, while 2 is in charge, killed each time; what there is then, and after one more go.
+
+    It is killed anywhere, once a verdict is there to be kept, once the alias is about to move, or once it has moved.
+    """
+    import sentence_transformers  # noqa: F401
+
+    from flows import promotion
+    from steps import contest, verdicts  # noqa: F401
+
+    good, bad = 1, 2
+
+    def decide(since: str, kill_at: int = 0) -> int:
+        tracking.client()
+        return traced(lambda: promotion.decide("sts@1", "yes"), kill_at, everywhere=False, since=since)
+
+    def prepare() -> None:
+        """The other one in charge, and no verdict."""
+        found = tracking.client()
+        if alias() != bad:
+            history.move(found, "sts", bad, "", "rollback")
+        for tag in found.get_model_version("sts", str(good)).tags:
+            if tag.startswith("verdict"):
+                found.delete_model_version_tag("sts", str(good), tag)
+
+    def look() -> dict:
+        found = tracking.client()
+        noticed, version = history.reconcile(found, "sts"), found.get_model_version("sts", str(good))
+        log, evidence = journal.read(found, "sts"), verdicts.evidence_of(version.run_id, version.tags)
+        now = alias()
+        return {"now": now, "loads": registry.verified(found, "sts", now).is_dir(), "noticed": noticed is not None,
+                "problems": [*log.problems, *verdicts.problems(found, log)], "says": log.champion(),
+                "judged": "verdict_id" in version.tags, "whole": verdicts.find(found, evidence) is not None}
+
+    def again() -> list:
+        return [promotion.decide("sts@1", "yes"), alias()]
+    draw, found, steps = random.Random(seed), [], {}
+    for since in ("", "keep", "move", "close"):
+        result(prepare)
+        steps[since] = result(lambda since=since: decide(since))
+    for turn in range(kills):
+        result(prepare)
+        since = list(steps)[turn % 4]
+        kill_at = draw.randrange(1, steps[since])
+        code, _ = ended(forked(lambda since=since, kill_at=kill_at: decide(since, kill_at)))
+        found.append({"code": code, **result(look), "again": result(again)})
+    return found
+
+
 def killed_registrations(kills: int, seed: int) -> list[dict]:
     """Registers another evaluation of the same model each time, killed; what is in the registry then."""
     import matplotlib.pyplot  # noqa: F401
@@ -157,24 +206,36 @@ def killed_registrations(kills: int, seed: int) -> list[dict]:
     return [*found, result(finish)]
 
 
-def races(count: int, seed: int) -> list[dict]:
-    """Two challengers decide at once, again and again: each takes the alias if its score is the better one."""
+def races(count: int, seed: int, apart: int = 0) -> list[dict]:
+    """Two challengers decide at once, again and again: each takes the alias if its score is the better one.
+
+    `apart`, they do so in two clones on one store, without a lock in common.
+    """
+    if apart:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking.uri()
+
     def decide(number: int, start: Barrier) -> None:
+        if apart:
+            tracking.STORE = Path(f"clone-{number % 2}")
         found = tracking.client()
         score = {n: float(found.get_model_version("sts", str(n)).tags["score"]) for n in registry.numbers(found, "sts")}
         start.wait(60)
-        with history.deciding("sts"):
+        while True:
             now = history.in_charge(found, "sts")
-            if now is None or score[number] > score[now]:
-                history.move(found, "sts", number, f"{score[number]}", "promote")
-            else:
-                history.note(found, "sts", number, "reject", f"{score[number]}")
+            try:
+                if now is None or score[number] > score[now]:
+                    history.move(found, "sts", number, f"{score[number]}", "promote", over=now)
+                else:
+                    history.note(found, "sts", number, "reject", f"{score[number]}")
+            except history.Overtaken:
+                continue
+            return
 
     def look_and_add(scores: list[float]) -> dict:
         found = tracking.client()
         log = journal.read(found, "sts")
         return {"champion": registry.model(found, "sts")[0].get("champion"), "problems": log.problems,
-                "decided": [e.version for e in log.events],
+                "decided": [e.version for e in log.done()],
                 "pair": [shelf.put(found, str(s).encode(), score=str(s)) for s in scores]}
     draw, turns, best = random.Random(seed), [], (0.0, 0)
     for _ in range(count):

@@ -193,14 +193,6 @@ def test_a_saved_model_holds_no_path_clock_or_pickle(train, tiny_model, tmp_path
     assert not {"README.md", "training_args.bin", "trainer_state.json"} & set(saved)
 
 
-def test_saving_replaces_a_model_and_leaves_nothing_beside_it(train, tmp_path):
-    (tmp_path / "out/model").mkdir(parents=True)
-    (tmp_path / "out/model/old.bin").write_bytes(b"old")
-    embedding.save(train()[0], tmp_path / "out/model")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model"]
-    assert not (tmp_path / "out/model/old.bin").exists()
-
-
 def test_the_step_leaves_a_model_that_names_its_parents_two_curves_and_no_checkpoint(train_step, asked, data, tmp_path):
     train_step(data)
     lineage = json.loads((tmp_path / "model/lineage.json").read_text(encoding="utf-8"))

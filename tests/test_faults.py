@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from transformers import TrainerCallback
 
-from flows import graph, processes
+from flows import processes
 from steps import command, embedding, provenance, resuming, schema
 from tests.conftest import Project
 from tests.killing import Training
@@ -133,26 +133,6 @@ def test_a_lock_is_free_when_its_holder_is_dead_and_different_outputs_have_diffe
     os.waitpid(child, 0)
     with command.only_writer(["sts", "data/a"]):
         pass
-
-
-# Killed by the kernel
-
-
-@pytest.mark.fault(28)
-def test_a_stage_that_was_killed_has_one_more_try_and_no_third(copy, inside):
-    inside(copy)
-    copy.edit("seed", 7)
-    step = copy / "steps/train.py"
-    code = step.read_text()
-    kill = "tries = Path('tries')\ntries.write_text((tries.read_text() if tries.exists() else '') + 'x')\n"
-    step.write_text(code.replace('if __name__ == "__main__":\n', f'{kill}if len(tries.read_text()) < 3:\n'
-                                 '    os.kill(os.getpid(), 9)\nif __name__ == "__main__":\n'))
-    lines = []
-    with pytest.raises(processes.StageKilled, match="train@sts was killed by something outside"):
-        graph.reproduce("train@sts", lines.append)
-    assert (copy / "tries").read_text() == "xx"
-    assert sum("once more" in line for line in lines) == 1
-    assert graph.reproduce("train@sts", lines.append) == "ran"
 
 
 # Stopped

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from flows import promotion
-from steps import batching, contest, history, journal, params, provenance, registry, seen
+from steps import batching, contest, history, journal, params, provenance, registry, seen, tracking
 from steps.recipes import sts
 from tests.conftest import Project
 from tests.planted import (
@@ -240,6 +240,25 @@ def test_a_rollback_need_not_wait_for_scores_and_a_champion_that_changed_by_then
     monkeypatch.setattr(promotion.Case, "judge", slowly)
     assert promotion.decide("sts@1") == (GOOD, "noted")
     assert (against, in_charge(store), missed(verdict(store, GOOD))) == ([BAD, TWIN], TWIN, ["another model"])
+
+
+@pytest.mark.fault(23)
+def test_a_decision_of_another_machine_on_the_same_store_is_seen_before_the_alias_moves(
+        store, shelf, tmp_path, monkeypatch):
+    """It comes after this one's verdict on the champion before, under another lock: the new champion is met too."""
+    registry.set_alias(store, "sts", BAD, "champion")
+    shutil.copytree(shelf.folder, tmp_path / "clone", ignore=shutil.ignore_patterns(".evergreen"))
+    elsewhere, settle = Project(tmp_path / "clone", shelf.environment), promotion.settle
+
+    def late(*arguments):
+        if in_charge(store) == BAD:
+            elsewhere.evergreen("rollback", "sts", "--to", str(TWIN), MLFLOW_TRACKING_URI=tracking.uri())
+        return settle(*arguments)
+    monkeypatch.setattr(promotion, "settle", late)
+    assert promotion.decide("sts@1") == (GOOD, "noted")
+    assert (in_charge(store), missed(verdict(store, GOOD))) == (TWIN, ["another model"])
+    log = journal.read(store, "sts")
+    assert ([(e.before, e.after) for e in log.done()], log.problems) == ([(None, BAD), (BAD, TWIN), (TWIN, TWIN)], [])
 
 
 def test_the_command_decides_prints_and_names_what_is_not_there(store, evergreen):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from steps import history, register, registry, tracking
+from steps import command, history, register, registry, tracking
 from steps.schema import InputError
 from tests import shelf
 from tests.conftest import ROOT, Project
+from tests.planted import BAD, GOOD, make_shelf
 
-PROMOTIONS, REGISTRATIONS, RACES, WRITERS, EACH = 40, 10, 20, 8, 25
+PROMOTIONS, DECISIONS, REGISTRATIONS, RACES, WRITERS, EACH = 40, 4, 10, 12, 8, 25
 
 
 @pytest.fixture
@@ -52,20 +53,34 @@ def test_a_promotion_that_is_killed_leaves_the_old_or_the_new_champion_and_a_log
     assert {r["now"] == r["to"] for r in rounds} == {True, False}, "both sides of the alias were hit"
 
 
+@pytest.mark.fault(22)
+def test_a_decision_that_is_killed_leaves_the_old_or_the_new_champion_and_the_next_one_ends_it(
+        faults, finished, tmp_path):
+    shelf = make_shelf(finished, tmp_path / "shelf")
+    rounds = faults(shelf.folder, "killed_decisions", DECISIONS, 1, **command.QUIET | command.OFFLINE)
+    assert [r["code"] for r in rounds] == [-9] * DECISIONS
+    assert [r for r in rounds if r["now"] not in (GOOD, BAD) or not r["loads"]] == []
+    assert [r for r in rounds if r["noticed"] or r["problems"] or r["says"] != r["now"]] == []
+    assert [r for r in rounds if r["judged"] and not r["whole"]] == []
+    assert [r["again"] for r in rounds] == [[[GOOD, "promoted"], GOOD]] * DECISIONS
+    assert {r["now"] for r in rounds} == {GOOD, BAD}, "both sides of the alias were hit"
+
+
 @pytest.mark.fault(19)
 def test_a_registration_that_is_killed_leaves_no_version_that_does_not_load_and_no_run_that_goes_on(
         faults, unregistered):
     *rounds, finish = faults(unregistered.folder, "killed_registrations", REGISTRATIONS, 1)
     assert [r["code"] for r in rounds] == [-9] * REGISTRATIONS
     assert [r for r in rounds if not r["versions"] == r["trusted"] == r["complete"]] == []
-    assert finish["versions"] == finish["trusted"] == finish["contents"] == finish["stored"]
+    assert [finish[what] for what in ("trusted", "contents", "stored")] == [finish["versions"]] * 3
     assert finish["same"] and finish["aliases"] == ["challenger"]
     assert finish["statuses"] == ["FINISHED"]
 
 
 @pytest.mark.fault(23)
-def test_of_two_challengers_at_once_the_better_ends_in_charge_and_both_decisions_are_kept(faults, folder):
-    for turn, found in enumerate(faults(folder, "races", RACES, 1), start=1):
+@pytest.mark.parametrize("apart", [0, 1], ids=["one clone", "two clones on one store"])
+def test_of_two_challengers_at_once_the_better_ends_in_charge_and_both_decisions_are_kept(faults, folder, apart):
+    for turn, found in enumerate(faults(folder, "races", RACES, 1, apart), start=1):
         assert (found["champion"], found["problems"], found["codes"]) == (found["best"], [], [0, 0])
         assert len(found["decided"]) == 2 * turn and set(found["decided"][-2:]) == set(found["pair"])
 

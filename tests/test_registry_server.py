@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from steps import command, register, tracking
+from steps import command, history, journal, register, tracking
 from tests.conftest import Project
 from tests.test_registry_faults import EACH, WRITERS, everything_was_registered, faults  # noqa: F401
 
@@ -90,13 +91,14 @@ def test_eight_writers_on_a_server_with_postgresql_lose_no_version(faults, envir
 
 
 class Lossy:
-    """Passes requests on to a server, and drops the answer to the first of each kind that creates, when it was done."""
+    """Passes requests on to a server; of each kind the first `request` does not arrive, or its `answer` does not."""
 
-    def __init__(self, upstream: str):
+    def __init__(self, upstream: str, lost: str):
+        self.lost = lost
         self.upstream = ("127.0.0.1", int(upstream.rpartition(":")[2]))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.dropped: list[str] = []
+        self.dropped: set[str] = set()
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
@@ -113,40 +115,49 @@ class Lossy:
                 length = int(value) if name.lower() == b"content-length" else length
                 head += [] if name.lower() == b"connection" else [line]
             body = lines.read(length)
+            method, path, _ = request.decode().split(" ", 2)
+            kind = f"{method} {re.sub(r'[0-9a-f-]{8,}|[?].*|/[0-9]+', '*', path)}"
+            first = kind not in self.dropped
+            self.dropped.add(kind)
+            if first and self.lost == "request":
+                return
             with socket.create_connection(self.upstream) as server:
                 server.sendall(request + b"".join(head) + b"Connection: close\r\n\r\n" + body)
                 answer = b"".join(iter(lambda: server.recv(65536), b""))
-            method, path, _ = request.decode().split(" ", 2)
-            if method == "POST" and "/create" in path and path not in self.dropped:
-                self.dropped.append(path)
+            if first:
                 return
             client.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
 
 
 @pytest.mark.fault(18)
 @pytest.mark.slow
-def test_where_the_answers_to_what_is_created_are_lost_there_is_one_run_and_one_version(
-        finished, tmp_path, environment, inside, monkeypatch):
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_where_each_call_is_lost_once_there_is_one_run_one_version_and_one_decision(
+        finished, tmp_path, environment, inside, monkeypatch, lost):
     shutil.copytree(finished.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".evergreen"))
     project = Project(tmp_path / "copy", environment)
     (tmp_path / "server").mkdir()
     with server(f"sqlite:///{tmp_path}/server/mlflow.db", tmp_path / "server", environment) as url:
-        lossy = Lossy(url)
+        lossy = Lossy(url, lost)
         inside(project)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", lossy.url)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
         try:
             made = register.register("sts")
+            history.move(tracking.client(), "sts", made.number, "", "promote")
         finally:
             lossy.listener.close()
-        assert {path.rpartition("mlflow/")[2] for path in lossy.dropped} >= {
-            "runs/create", "model-versions/create", "registered-models/create", "experiments/create"}
+        assert {kind.rpartition("mlflow/")[2] for kind in lossy.dropped} >= {
+            "runs/create", "model-versions/create", "registered-models/create", "experiments/create",
+            "registered-models/alias", "runs/update", "runs/log-batch", "runs/search"}
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         found = tracking.client()
         assert [int(v.version) for v in found.search_model_versions("name = 'sts'")] == [made.number]
         run, = found.search_runs([found.get_experiment_by_name("sts").experiment_id])
         assert run.info.run_id == made.run_id and run.info.status == "FINISHED"
-        assert register.register("sts") == type(made)("sts", made.number, made.run_id, ["challenger"])
+        assert register.register("sts") == type(made)("sts", made.number, made.run_id, ["challenger", "champion"])
+        log = journal.read(found, "sts")
+        assert ([(e.before, e.after, e.state) for e in log.events], log.problems) == ([(None, 1, "done")], [])
 
         # what a process downloads ends with it, or with the next where it was killed
         look = ("from steps import registry, tracking; tracking.client(); "
