@@ -28,17 +28,17 @@ RULES = {"margin": 0.0, "confidence": 0.95, "resamples": 500, "floor": -1.0, "mi
 Draw = Callable[[np.random.Generator, int, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def errors(random: np.random.Generator, rows: int) -> np.ndarray:
-    """[2, rows] standard normal errors of champion and challenger, correlated by SHARED."""
-    common, *own = random.standard_normal((3, rows))
+def errors(random: np.random.Generator, rows: int, models: int = 2) -> np.ndarray:
+    """[models, rows] standard normal errors of the champion and its challengers, correlated by SHARED."""
+    common, *own = random.standard_normal((1 + models, rows))
     return np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * np.stack(own)
 
 
-def graded(random: np.random.Generator, rows: int, gain: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gold scores, and similarities whose correlation with them is 0.85 and 0.85 + gain."""
+def graded(random: np.random.Generator, rows: int, *gains: float) -> tuple[np.ndarray, ...]:
+    """Gold scores, and similarities whose correlation with them is 0.85 and, of each challenger, 0.85 + its gain."""
     gold = random.uniform(size=rows)
-    spread = np.array([np.sqrt(1 / 12) * np.sqrt(1 / r ** 2 - 1) for r in (0.85, 0.85 + gain)])
-    return gold, *(gold + spread[:, None] * errors(random, rows))
+    spread = np.array([np.sqrt(1 / 12) * np.sqrt(1 / (0.85 + gain) ** 2 - 1) for gain in (0.0, *gains)])
+    return gold, *(gold + spread[:, None] * errors(random, rows, len(spread)))
 
 
 def classes(random: np.random.Generator, rows: int, gain: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,11 +80,7 @@ def covered(seeds: int, trainings: int, rules: gate.Rules, rows: int = 300, luck
     """
     random, held = np.random.default_rng(seeds), 0
     for training in range(trainings):
-        gold = random.uniform(size=rows)
-        true = np.concatenate([[0.85], 0.85 + luck * random.standard_normal(seeds)])
-        common, *own = random.standard_normal((2 + seeds, rows))
-        mixed = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * np.stack(own)
-        champion, *challengers = gold + np.sqrt(1 / 12) * np.sqrt(1 / true ** 2 - 1)[:, None] * mixed
+        gold, champion, *challengers = graded(random, rows, *luck * random.standard_normal(seeds))
         gain = contest.comparison(statistics.spearman, gold, challengers, champion, rules, training).gain
         held += gain.low <= 0 <= gain.high
     return held / trainings

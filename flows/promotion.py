@@ -191,14 +191,15 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     Raises history.Overtaken where another is in charge than the champion that the verdict is about.
     """
     recipe, number = version.recipe, version.number
-    over = number if registry.CHAMPION in version.aliases else champion
+    unjudged = registry.CHAMPION in version.aliases
+    over = number if unjudged else champion
 
     def close(new: str, verdict: str, why: str) -> str:
         history.note(found, recipe, number, verdict, why, evidence=evidence, over=over)
         verdicts.mark(found, recipe, number, new)
         return new
 
-    if registry.CHAMPION in version.aliases:        # unjudged until now
+    if unjudged:
         return close(PROMOTED, kept["verdict"], kept["reason"])
     if kept["verdict"] != "promote":
         return state if state == NOTED else close(NOTED, kept["verdict"], kept["reason"])

@@ -4,8 +4,8 @@ import atexit
 import ctypes
 import errno
 import gc
+import hashlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -164,21 +164,20 @@ def no_space(error: BaseException | None) -> bool:
 
 def identity() -> str:
     """This process, among those of all machines and containers: two of these may have one host name."""
-    return f"{_machine()} {os.getpid()}"
+    return f"{_machine()}-{os.getpid()}"
 
 
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():       # not Linux
-        return socket.gethostname()
-    return f"{socket.gethostname()}/{boot.read_text(encoding='utf-8').strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    unique = f"{boot.read_text()}{os.stat('/proc/self/ns/pid').st_ino}" if boot.exists() else ""      # else not Linux
+    return f"{socket.gethostname()}-{hashlib.sha256(unique.encode()).hexdigest()[:12]}"
 
 
 def ended(whose: str, began: float) -> bool:
     """Whether the process of this identity, at work at that time, is gone; False where it is another machine's."""
     import psutil
 
-    machine, _, pid = whose.partition(" ")
+    machine, _, pid = whose.rpartition("-")
     if machine != _machine():
         return False
     with suppress(psutil.NoSuchProcess):
@@ -203,16 +202,11 @@ def whole(folder: Path) -> Iterator[Path]:
 
 def own_folder(place: Path) -> str:
     """A new folder there, which ends with this process; those of processes of this machine that were killed go now."""
-    host = f"{socket.gethostname()}-"
     place.mkdir(parents=True, exist_ok=True)
     for left in place.iterdir():
-        if whose := re.fullmatch(rf"{re.escape(host)}([0-9]+)-[^-]+", left.name):
-            try:
-                os.kill(int(whose[1]), 0)
-            except ProcessLookupError:
+        with suppress(FileNotFoundError):       # another process cleans up too
+            if ended(left.name.rpartition("-")[0], left.stat().st_mtime):
                 shutil.rmtree(left, ignore_errors=True)
-            except PermissionError:     # another user's
-                pass
-    own = tempfile.mkdtemp(prefix=f"{host}{os.getpid()}-", dir=place)
+    own = tempfile.mkdtemp(prefix=f"{identity()}-", dir=place)
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     return own

@@ -48,31 +48,24 @@ def download(name: str, entry: LocalModel | Source, what: str, folder: Path) -> 
     Raises InputError naming what was wanted and the ways to provide it.
     """
     targets = _targets(entry.splits) if isinstance(entry, LocalDataset | RemoteDataset) else None
-    # One name per folder, so that the next try clears away what a killed one left.
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    files = partial / "files"
-    files.mkdir(parents=True)
-    try:
+    with command.whole(folder) as files:
+        fetched = files if targets is None else files / ".fetched"      # no split's name
+        fetched.mkdir(exist_ok=True)
         if isinstance(entry, Source):
-            _fetch(name, entry, what, files)
+            _fetch(name, entry, what, fetched)
         else:
-            _copy(name, entry, files)
+            _copy(name, entry, fetched)
             for file, expected in entry.sha256.items() if isinstance(entry, LocalDataset) else ():
-                if (has := sha256(files / file)) != expected:
+                if (has := sha256(fetched / file)) != expected:
                     raise InputError(f"{name}: {file} has sha256 {has}, not {expected}; it was cut or changed: get it "
                                      "anew, or correct sha256 in params.yaml")
         if targets is not None:
-            files = _name_by_split(targets, files, partial / "splits")
+            _name_by_split(targets, fetched, files)
+            shutil.rmtree(fetched)
         hashes = {p.relative_to(files).as_posix(): sha256(p) for p in sorted(files.rglob("*")) if p.is_file()}
         identity = {k: v for k, v in entry.model_dump(include={"hub", "revision", "url", "licence"}).items() if v}
         source = {"name": name, **identity, "sha256": hashes}
         (files / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        files.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{name}: {len(hashes)} files in {folder}, every hash verified" if isinstance(entry, Source)
           else f"{name}: {len(hashes)} files in {folder}")
 
@@ -122,14 +115,12 @@ def _targets(splits: dict[str, list[str]]) -> dict[str, str]:
     return targets
 
 
-def _name_by_split(targets: dict[str, str], source: Path, files: Path) -> Path:
-    files.mkdir()
+def _name_by_split(targets: dict[str, str], source: Path, files: Path) -> None:
     for target, file in targets.items():
         if not (source / file).is_file():
             has = ", ".join(sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()))
             raise InputError(f"splits.{target.split('.')[0]} = {file!r}: the source has no such file; it has {has}")
         shutil.copyfile(source / file, files / target)
-    return files
 
 
 def _fetch(name: str, entry: Source, what: str, files: Path) -> None:

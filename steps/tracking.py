@@ -13,6 +13,7 @@ from steps import command, params, provenance
 from steps.schema import InputError, Recipe
 
 STORE = Path(".evergreen")
+PROCESS = "evergreen.process"       # the tag by which a run whose process was killed is told from one that goes on
 
 
 def available() -> bool:
@@ -113,19 +114,13 @@ def new_run(found, recipe: str, name: str, tags: Mapping[str, str]) -> str:
 
     of = experiment(found, recipe)
     request = uuid.uuid4().hex
-    run_id = found.create_run(of, tags={**tags, **process(), "evergreen.request": request}, run_name=name).info.run_id
+    tags = {**tags, PROCESS: command.identity(), "evergreen.request": request}
+    run_id = found.create_run(of, tags=tags, run_name=name).info.run_id
     for run in found.search_runs([of], f"tags.`evergreen.request` = '{request}'"):
         if run.info.run_id != run_id:
             found.set_terminated(run.info.run_id, "KILLED")
             found.delete_run(run.info.run_id)
     return run_id
-
-
-PROCESS = "evergreen.process"       # the tag by which a run whose process was killed is told from one that goes on
-
-
-def process() -> dict[str, str]:
-    return {PROCESS: command.identity()}
 
 
 def close_lost_runs(found, recipe: str) -> None:
@@ -217,8 +212,8 @@ def downloads() -> str | None:
 
 def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:
     """Adds an entry to the recipe's history in one act: a run with these tags. It is open until it is closed."""
-    run = found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), {**tags, **process()}, name)
-    return run.info.run_id
+    tags = {**tags, PROCESS: command.identity()}
+    return found.create_run(experiment(found, f"{recipe}/history"), int(at * 1000), tags, name).info.run_id
 
 
 def close(found, entry: str, done: bool) -> None:

@@ -205,4 +205,3 @@ def hardware(precision: str) -> dict[str, str]:
     """What the bits of a training depend on besides its tracked inputs."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     return {"device": device, "precision": "bf16" if bf16(precision) else "fp32"}
-

@@ -21,7 +21,7 @@ def three(found):
 
 def elsewhere(found, event: journal.Event) -> journal.Event:
     """The open entry, as another machine's."""
-    found.set_tag(event.entry, tracking.PROCESS, "elsewhere 1")
+    found.set_tag(event.entry, tracking.PROCESS, "elsewhere-1")
     return event
 
 
