@@ -100,7 +100,7 @@ class Soak:
 
         def look():
             while not ended.wait(0.01):
-                for path in sorted(self.project.folder.glob(".evergreen/checkpoints/sts/*/manifest.json")):
+                for path in sorted(self.project.folder.glob(".evergreen/checkpoints/sts/*/*/manifest.json")):
                     with contextlib.suppress(FileNotFoundError):
                         if (mark := (path.parent.name, path.stat().st_mtime_ns)) not in self.known:
                             self.known.add(mark)

@@ -21,14 +21,15 @@ SHARE = 0.05        # of the time of training that saving may take: slow disks g
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, at most one in `seconds`.
+    """The checkpoints of one training, at most one in `seconds`, in a folder of their own within `place`.
 
-    `fingerprint` says what the training's bits depend on, {name: digest or value}; a checkpoint of another one is
-    never continued.
+    `fingerprint` says what the training's bits depend on, {name: digest or value}, and names the folder; a checkpoint
+    of another one is never continued.
     """
 
-    def __init__(self, folder: Path, seconds: float, fingerprint: Mapping[str, str]):
-        self.folder, self.seconds, self.fingerprint = folder, seconds, dict(fingerprint)
+    def __init__(self, place: Path, seconds: float, fingerprint: Mapping[str, str]):
+        self.place, self.seconds, self.fingerprint = place, seconds, dict(fingerprint)
+        self.folder = place / digest(self.fingerprint)[:16]
         self.saved, self.cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
@@ -41,9 +42,9 @@ class Checkpoints:
         """
         began = time.monotonic()
         folder = self.folder / f"checkpoint-{step:08}"
-        free = shutil.disk_usage(self.folder.parent).free if self.folder.parent.exists() else 0
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        free = shutil.disk_usage(folder).free
         try:
             write(folder)
             files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
@@ -69,25 +70,31 @@ class Checkpoints:
         self.cost = self.saved - began
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole and of this fingerprint; what is passed over is said and removed."""
+        """The newest checkpoint that is whole and of this fingerprint; what is passed over is said.
+
+        Of other trainings that did not end, the last is kept until this one is done, for who goes back to it.
+        """
         found = sorted(self.folder.glob("checkpoint-*"), reverse=True)
         for path in found:
-            if reason := damage(path):
-                say(f"{path}: {reason}; passed over")
-                remove(path)
-            elif changed := difference(manifest(path)["fingerprint"], self.fingerprint):
-                say(f"{path} is not continued, for what it was trained from is not what there is now:\n  "
-                    + "\n  ".join(changed))
-                break
-            else:
+            if not (reason := damage(path)):
                 return path
-        if found:
+            say(f"{path}: {reason}; passed over")
+            remove(path)
+        other = max((path for path in committed(self.place) if not damage(path)), default=None,
+                    key=lambda path: (path / MANIFEST).stat().st_mtime)
+        if other:
+            say(f"{other} is not continued, for what it was trained from is not what there is now:\n  "
+                + "\n  ".join(difference(manifest(other)["fingerprint"], self.fingerprint))
+                + "\nit is kept until this training is done: with that as it was, a run continues it")
+        if found or other:
             say("training starts from the beginning")
-        self.clear()
+        for path in self.place.glob("*"):
+            if other is None or path != other.parent:
+                shutil.rmtree(path, ignore_errors=True)
         return None
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.place, ignore_errors=True)
 
 
 def say(text: str) -> None:
@@ -102,8 +109,9 @@ def manifest(folder: Path) -> dict:
     return content
 
 
-def committed(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"checkpoint-*/{MANIFEST}"))
+def committed(place: Path) -> list[Path]:
+    """The complete checkpoints in a folder, or in the folders of all trainings there, oldest first in each."""
+    return sorted(path.parent for path in place.rglob(f"checkpoint-*/{MANIFEST}"))
 
 
 def damage(folder: Path) -> str | None:

@@ -35,7 +35,7 @@ def training(fleet: Fleet) -> str:
     """A new run, once there is a checkpoint of it; its id."""
     run = fleet.begin()
     checkpoints = fleet.gpu / ".evergreen/checkpoints/sts"
-    fleet.poll(lambda: fleet.processes("steps.train") and list(checkpoints.glob("*/manifest.json")), 180)
+    fleet.poll(lambda: fleet.processes("steps.train") and list(checkpoints.glob("*/*/manifest.json")), 180)
     return run
 
 

@@ -17,7 +17,7 @@ ROWS = {
     3: ("a checkpoint's file is cut, empty, flipped or gone", "named and passed over; the one before is continued"),
     4: ("every checkpoint is damaged", "a new start, said aloud"),
     5: ("other data, settings, code, threads or packages than the checkpoint's",
-        "not continued, the difference printed, a new start"),
+        "not continued, the difference printed, a new start; kept for who goes back"),
     6: ("a full disk, in checkpoint, cache or database", "named, nothing partial stays, works once there is room"),
     7: ("less room than three checkpoints", "refused before training"),
     8: ("SIGTERM, Ctrl-C", "a checkpoint, then the end within 30 s"),

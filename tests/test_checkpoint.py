@@ -127,6 +127,29 @@ def test_a_training_with_other_settings_does_not_continue_says_why_and_has_the_b
     assert "is not continued" in said and "train.learning_rate: was 0.001, is 0.002" in said
 
 
+@pytest.mark.fault(5)
+def test_who_goes_back_to_the_settings_that_a_training_began_with_continues_it(small, monkeypatch, capsys):
+    """Two others were begun in between: of trainings that did not end, the last and the one in hand are kept."""
+    begun = Training(monkeypatch, "sts", small("sts", epochs=2))
+    expected = begun.run()
+    begun.killed_at(5)
+    other = Training(monkeypatch, "sts", changed(begun.settings, learning_rate=0.002))
+    other.killed_at(3)
+    assert [step_of(path) for path in begun.checkpoints()] in ([3, 4, 1, 2], [1, 2, 3, 4])
+    capsys.readouterr()
+    assert begun.run("killed") == expected
+    assert "from the beginning" not in capsys.readouterr().err and not begun.checkpoints()
+
+    begun.killed_at(5)
+    other.killed_at(3)
+    third = Training(monkeypatch, "sts", changed(begun.settings, learning_rate=0.003))
+    third.killed_at(2)
+    assert len({path.parent for path in third.checkpoints()}) == 2
+    said = capsys.readouterr().err
+    assert "train.learning_rate: was 0.001, is 0.002" in said and "train.learning_rate: was 0.002, is 0.003" in said
+    assert begun.run("killed") == expected and "training starts from the beginning" in capsys.readouterr().err
+
+
 def fingerprint(recipe, data: Path = Path("data"), **project) -> dict:
     return train.fingerprint(recipe, params.load(ROOT / "params.yaml").model_copy(update=project), data,
                              Path(recipe.base_model), training.hardware("fp32"))
@@ -178,7 +201,7 @@ kept.commit(1, lambda folder: (folder / "weights").write_bytes(b"1" * 100_000))
 pathlib.Path("disk/filler").write_bytes(b"0" * (int(sys.argv[1]) - 300_000))
 save = lambda *_: kept.commit(2, lambda folder: [(folder / name).write_bytes(b"2" * 300_000) for name in "ab"])
 assert command.status(save, []) == 1
-assert [path.name for path in pathlib.Path("disk/checkpoints").iterdir()] == ["checkpoint-00000001"]
+assert [path.name for path in pathlib.Path("disk/checkpoints").glob("*/*")] == ["checkpoint-00000001"]
 pathlib.Path("disk/filler").unlink()
 assert command.status(save, []) == 0
 assert kept.newest().name == "checkpoint-00000002"

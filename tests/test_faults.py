@@ -45,7 +45,7 @@ def trained(project: Project) -> dict[str, str]:
 
 
 def committed(project: Project) -> list[str]:
-    return sorted(path.parent.name for path in project.folder.glob(".evergreen/checkpoints/sts/*/manifest.json"))
+    return sorted(path.parent.name for path in project.folder.glob(".evergreen/checkpoints/sts/*/*/manifest.json"))
 
 
 @pytest.fixture
