@@ -7,13 +7,15 @@ rows with the recipe's batch size, learning rate, schedule and threads, in turns
 ratios are of what trainer.train() takes, once in wall seconds and once in the process's CPU seconds. Where others use
 the machine, set `threads: 1` and read the CPU seconds: of one thread they hold no waiting and no spinning. With --steps
 each side stops after so many steps and nothing is scored; without, it trains all epochs and the last model is scored by
-the same code for every side. Stock sides:
+the same code for every side. On a GPU each line also says what PyTorch's tensors took of its memory at the peak. Stock
+sides, of which multilingual and mlm have none:
 
 - stock: texts in random batches, tokenized as they come, padded to the longest, as the library's examples have it
 - padded (classifiers): the same padded to max_length, as the published tutorial has it
 """
 
 import argparse
+import gc
 import importlib
 import random
 import tempfile
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=-1)
+    parser.add_argument("--warm-up", type=int, default=0, help="steps of each side before its time begins")
     parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
     options = parser.parse_args()
     command.quiet()
@@ -42,8 +45,11 @@ def main() -> None:
     settings = project.recipe(options.recipe)
     changes = {"patience": 1000, "evaluations": 1} | ({"batch_size": options.batch_size} if options.batch_size else {})
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=changes)})
-    run = Run(recipes.get(options.recipe), settings, Path("data/prepared") / options.recipe, options.steps)
+    run = Run(recipes.get(options.recipe), settings, Path("data/prepared") / options.recipe, options.steps,
+              options.warm_up)
     sides = {"stock": run.stock, "ours": run.ours}
+    if options.recipe in ("multilingual", "mlm"):
+        del sides["stock"]
     if settings.kind == "classification":
         sides = {"padded": lambda seed: run.stock(seed, padded=True), **sides}
     wall, cpu = {s: [] for s in sides}, {s: [] for s in sides}
@@ -53,7 +59,10 @@ def main() -> None:
             taken, worked, model = sides[side](seed)
             wall[side].append(taken)
             cpu[side].append(worked)
-            line = f"seed {seed} {side:6}  {taken:7.1f} s wall  {worked:7.1f} s CPU"
+            line = (f"seed {seed} {side:6}  {taken:7.1f} s wall  {worked:7.1f} s CPU  "
+                    f"{run.samples / taken:7.0f} samples/s")
+            if cuda():
+                line += f"  {torch.cuda.max_memory_allocated() / 1e9:6.2f} GB"
             if options.steps < 0:
                 for split in ("dev", "test"):
                     scores[side, split].append(run.score(model, split))
@@ -74,10 +83,11 @@ def main() -> None:
 class Run:
     """The sides of one recipe on its prepared data."""
 
-    def __init__(self, recipe, settings, data: Path, steps: int):
-        self.recipe, self.settings, self.data, self.steps = recipe, settings, data, steps
+    def __init__(self, recipe, settings, data: Path, steps: int, warm_up: int):
+        self.recipe, self.settings, self.data, self.steps, self.warm_up = recipe, settings, data, steps, warm_up
         self.base_model = Path(settings.base_model)
         self.kind = importlib.import_module(f"steps.{settings.kind}")
+        self.samples = 0        # of the side that was run last
 
     def ours(self, seed: int):
         """The product's trainer; evaluation and checkpoints are off on every side, so that only training is timed."""
@@ -89,7 +99,7 @@ class Run:
             trainer.args.eval_strategy = IntervalStrategy.NO
             trainer.args.eval_on_start = False
             trainer.args.max_steps = self.steps
-            return *timed(trainer), trainer.model
+            return *self.timed(trainer), trainer.model
 
     def stock(self, seed: int, padded: bool = False):
         """The library's trainer as its documentation shows it."""
@@ -115,7 +125,7 @@ class Run:
                 "logging_steps": 10_000, "use_cpu": not cuda(), "dataloader_pin_memory": cuda()}
             trainer = self._classifier(model, rows, arguments, padded) if self.settings.kind == "classification" else (
                 self._encoder(model, rows, arguments))
-            return *timed(trainer), model
+            return *self.timed(trainer), model
 
     def _encoder(self, model, rows, arguments: dict):
         from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -143,6 +153,34 @@ class Run:
                                            max_length=length if padded else None)
         return Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows, data_collator=collator)
 
+    def timed(self, trainer) -> tuple[float, float]:
+        """Wall seconds and CPU seconds of all threads, from the end of the warm-up on."""
+        import torch
+        from transformers import TrainerCallback
+
+        def now() -> tuple[float, float, float]:
+            if cuda():
+                torch.cuda.synchronize()
+            return time.perf_counter(), time.process_time(), trainer.state.epoch or 0.0
+
+        class WarmUp(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                nonlocal began
+                if state.global_step == warm_up:
+                    began = now()
+
+        if cuda():
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        warm_up = self.warm_up
+        trainer.add_callback(WarmUp())
+        began = now()
+        trainer.train()
+        wall, cpu, epochs = (end - start for start, end in zip(began, now(), strict=True))
+        self.samples = round(epochs * len(trainer.train_dataset))
+        return wall, cpu
+
     def score(self, model, split: str) -> float:
         from steps import batching
 
@@ -156,13 +194,6 @@ def cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def timed(trainer) -> tuple[float, float]:
-    """Wall seconds and CPU seconds of all threads."""
-    began, worked = time.perf_counter(), time.process_time()
-    trainer.train()
-    return time.perf_counter() - began, time.process_time() - worked
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import NoReturn
 from steps.schema import InputError
 
 LOCKS = Path(".evergreen/locks")
+ENDING = 60.0       # seconds that a process has for its end
 NOT_MADE = "neither DVC's cache nor the remote has it"        # said in place of a step where EVERGREEN_STEPS is none
 PARENT = "EVERGREEN_PARENT"     # the process that starts the next one
 WAIT = 8.0          # seconds for another writer of the same output to end, before it is named
@@ -90,12 +93,21 @@ def main(body: Callable[[Sequence[str]], None], offline: bool = True, writer: bo
 def run(body: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Runs the body on the process's arguments and ends the process with its status.
 
-    Python's garbage collector would take a quarter of the time of importing torch and, at the end, seconds.
+    Python's garbage collector would take a quarter of the time of importing torch and, at the end, seconds. Libraries
+    may wait at the end for somebody who is gone: Prefect has been seen to offer its logs to a dead server for minutes.
     """
     gc.set_threshold(20_000)
     code = status(body, sys.argv[1:])
     gc.freeze()
+    threading.Thread(target=_end_late, args=(code,), daemon=True).start()
     sys.exit(code)
+
+
+def _end_late(code: int) -> None:
+    time.sleep(ENDING)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextmanager

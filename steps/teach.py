@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def teach(settings: Teacher, folder: Path) -> None:
-    """Writes each split of the data set as Parquet with english, non_english and vector; what has no English stays.
+    """Writes each split of the data set as Parquet with english, non_english, vector and, where one is named, source.
 
-    An English sentence that stands there often is embedded once. All or nothing.
+    What has no English stays as it is. An English sentence that stands there often is embedded once. All or nothing.
     """
     from steps import embedding
 
@@ -35,11 +35,12 @@ def teach(settings: Teacher, folder: Path) -> None:
     with command.whole(folder) as partial:
         for split, files in reading.splits(dataset).items():
             if split in ("train", "dev", "test"):
-                english, other = pairs(settings, files)
-                distinct = list(dict.fromkeys(english))
+                columns = pairs(settings, files)
+                distinct = list(dict.fromkeys(columns["english"]))
                 vectors, = embedding.outputs(model, [distinct], settings.batch_size)
-                write(partial / f"{split}.parquet", english, other, vectors, distinct)
-                print(f"{split}: {len(english)} pairs, {len(distinct)} distinct English sentences embedded", flush=True)
+                write(partial / f"{split}.parquet", columns, vectors, distinct)
+                print(f"{split}: {len(columns['english'])} pairs, {len(distinct)} distinct English sentences embedded",
+                      flush=True)
             else:
                 for file in files:
                     shutil.copyfile(file, partial / file.name)
@@ -49,36 +50,39 @@ def teach(settings: Teacher, folder: Path) -> None:
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
-def pairs(settings: Teacher, files: list[Path]) -> tuple[list[str], list[str]]:
-    """Both sides of a split: of files with both columns, or of two text files whose lines belong together."""
+def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:
+    """The columns of a split: of files with both sides, or of two text files whose lines belong together."""
+    names = {key: name for key in ("english", "non_english", "source") if (name := getattr(settings.columns, key))}
     if [file.name.removesuffix(".gz").rpartition(".")[2] for file in files] == ["txt", "txt"]:
         sides = [[row["text"] for _, row in reading.rows(file, ["text"])] for file in files]
         if len(sides[0]) != len(sides[1]):
             raise InputError(f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; parallel files "
                              "have one line for each sentence, in the same order")
+        if "source" in names:
+            raise InputError(f"{files[0]} is plain text and has no column {names['source']!r}; remove the teacher's "
+                             "columns.source, or give the rows as CSV")
         rows = [(f"{' and '.join(map(str, files))}, line {n}", *both)
                 for n, both in enumerate(zip(*sides, strict=True), start=1)]
     else:
-        columns = settings.columns
-        rows = [(f"{file}:{line}", row[columns.english], row[columns.non_english])
-                for file in files for line, row in reading.rows(file, columns.wanted())]
-    for place, english, other in rows:
+        rows = [(f"{file}:{line}", *(row[name] for name in names.values()))
+                for file in files for line, row in reading.rows(file, settings.columns.wanted())]
+    for place, english, other, *_ in rows:
         if not (english.strip() and other.strip()):
             raise InputError(f"{place}: {'non_english' if english.strip() else 'english'} is empty; write the text or "
                              "remove the row")
     if not rows:
         raise InputError(f"{files[0]} has no rows")
-    return [r[1] for r in rows], [r[2] for r in rows]
+    return {key: [row[place] for row in rows] for place, key in enumerate(names, start=1)}
 
 
-def write(path: Path, english: list[str], other: list[str], vectors, distinct: list[str]) -> None:
+def write(path: Path, columns: dict[str, list[str]], vectors, distinct: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     places = {text: place for place, text in enumerate(distinct)}
-    rows = vectors[[places[text] for text in english]]
+    rows = vectors[[places[text] for text in columns["english"]]]
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.float32()), rows.shape[1])
-    pq.write_table(pa.table({"english": english, "non_english": other, "vector": column}), path)
+    pq.write_table(pa.table({**columns, "vector": column}), path)
 
 
 if __name__ == "__main__":

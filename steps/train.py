@@ -87,7 +87,9 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
 
 def fit(build: Callable, parts: int = 1):
     """The trainer that `build(parts)` made, trained: from the newest checkpoint on, to the bits that a training
-    without an interruption has. Where memory is too small, once more with each batch computed in two parts."""
+    without an interruption has. Where memory is too small, once more with each batch computed in two parts.
+
+    Raises InputError where it is too small for that as well."""
     from steps import ranks, resuming
 
     while True:
@@ -104,8 +106,11 @@ def fit(build: Callable, parts: int = 1):
             if ranks.world() > 1 and resuming.out_of_memory(error):
                 raise InputError(f"rank {ranks.rank()} is out of memory ({error}): raise train.processes, or lower "
                                  "train.batch_size and raise train.gradient_accumulation") from None
-            if parts > 1 or not resuming.out_of_memory(error):
+            if not resuming.out_of_memory(error):
                 raise
+            if parts > 1:
+                raise InputError(f"out of memory, with each batch computed in {parts} parts too ({error}): lower "
+                                 "train.batch_size and raise train.gradient_accumulation") from None
         del trainer
         resuming.free_memory()
         parts = 2

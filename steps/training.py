@@ -15,6 +15,8 @@ HEARTBEAT = 5.0     # seconds between lines of progress
 LOWER_IS_BETTER = ("loss",)
 Log = Callable[[dict[str, float], int], None]
 
+torch.backends.cuda.enable_cudnn_sdp(False)     # on an H100 it plans for half a second at each new length of a batch
+
 
 class History(TrainerCallback):
     """Keeps the curves and the best weights on dev, prints progress with the time left, says when to save and stop."""

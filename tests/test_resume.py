@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from steps import classification, embedding, recipes, resuming
 from steps import training as library
+from steps.schema import InputError
 from tests.conftest import ROOT, sample, write_rows
 from tests.killing import PLACE, Training, forked, waited
 from tests.small import SAMPLES, changed, softmax
@@ -149,6 +150,17 @@ def test_a_training_whose_memory_is_too_small_continues_with_parts_of_batches_an
     assert tries == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)]
     assert "out of memory: once more from the last checkpoint" in capsys.readouterr().err
     assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
+
+
+def test_memory_that_is_too_small_for_the_parts_too_is_said_with_the_remedy(training, monkeypatch):
+    def short_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 MiB")
+
+    found = training("sts")
+    monkeypatch.setattr(resuming.Resumable, "training_step", short_of_memory)
+    with pytest.raises(InputError, match=r"in 2 parts too \(CUDA .*\): lower train.batch_size"):
+        found.run()
+    assert not Path("model").exists()
 
 
 class Confined(TrainerCallback):

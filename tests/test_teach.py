@@ -51,6 +51,15 @@ def test_each_pair_has_the_vector_of_its_english_side(place):
     assert np.array(found["vector"], np.float32) == pytest.approx(theirs, abs=1e-6)
 
 
+def test_where_a_row_is_from_goes_with_it(place):
+    write_rows(place / "raw/train.csv", [["from", *HEADER], *([f"book {n % 2}", *p] for n, p in enumerate(PAIRS))])
+    columns = {"english": "english", "non_english": "non_english", "source": "from"}
+    teach.teach(asked(columns=columns), Path("taught/talks"))
+    found = pq.read_table("taught/talks/train.parquet").to_pydict()
+    assert found["source"] == ["book 0", "book 1", "book 0", "book 1"]
+    assert [list(pair) for pair in zip(found["english"], found["non_english"], strict=True)] == PAIRS
+
+
 def test_vectors_are_float32_of_one_length(place):
     write_rows(place / "raw/train.csv", [HEADER, *PAIRS])
     teach.teach(asked(), Path("taught/talks"))
