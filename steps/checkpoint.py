@@ -72,7 +72,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole and of this fingerprint; what is passed over is said.
 
-        Of other trainings that did not end, the last is kept until this one is done, for who goes back to it.
+        Of other trainings that did not end, the last is kept until the stage is done, for who goes back to it.
         """
         found = sorted(self.folder.glob("checkpoint-*"), reverse=True)
         for path in found:
@@ -85,7 +85,8 @@ class Checkpoints:
         if other:
             say(f"{other} is not continued, for what it was trained from is not what there is now:\n  "
                 + "\n  ".join(difference(manifest(other)["fingerprint"], self.fingerprint))
-                + "\nit is kept until this training is done: with that as it was, a run continues it")
+                + "\nit is kept until the stage is done or a third training begins: with that as it was, a run "
+                "continues it")
         if found or other:
             say("training starts from the beginning")
         for path in self.place.glob("*"):
@@ -120,12 +121,16 @@ def damage(folder: Path) -> str | None:
         files = manifest(folder)["files"]
     except FileNotFoundError:
         return "it was not completed"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, OSError):
         return f"{MANIFEST} is damaged"
     for name, content in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256(folder / name) != content:
+        try:
+            whole = sha256(folder / name) == content
+        except OSError:         # a bad sector
+            whole = False
+        if not whole:
             return f"{name} is damaged"
     return None
 

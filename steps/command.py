@@ -97,16 +97,20 @@ def run(body: Callable[[Sequence[str]], int | None]) -> NoReturn:
     may wait at the end for somebody who is gone: Prefect has been seen to offer its logs to a dead server for minutes.
     """
     gc.set_threshold(20_000)
-    code = status(body, sys.argv[1:])
-    gc.freeze()
-    threading.Thread(target=_end_late, args=(code,), daemon=True).start()
+    code = 1
+    try:
+        code = status(body, sys.argv[1:])
+    finally:
+        gc.freeze()
+        threading.Thread(target=_end_late, args=(code,), daemon=True).start()
     sys.exit(code)
 
 
 def _end_late(code: int) -> None:
     time.sleep(ENDING)
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, ValueError):     # nobody reads it, or it is closed
+            stream.flush()
     os._exit(code)
 
 

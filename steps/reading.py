@@ -109,6 +109,9 @@ def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a line must hold one JSON object, not {type(row).__name__}")
         _check_columns(f"{path}:{number}", list(row), columns)
+        if nested := [c for c in columns if isinstance(row[c], (list, dict))]:
+            raise InputError(f"{path}:{number}: {nested[0]!r} is {row[nested[0]]!r:.60}, and a column holds texts or "
+                             "numbers; write it as one, or name another column")
         yield number, {c: "" if row[c] is None else str(row[c]) for c in columns}
 
 

@@ -79,9 +79,9 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
             kind.save(trained, partial)
             (partial / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
             write_seen(recipes.get(name), settings, data, base_model, partial)
+        run.finish(sha256(model / "model.safetensors"), history.table(), hardware)
         if checkpoint.DRIVEN not in os.environ:
             trainer.checkpoints.clear()
-        run.finish(sha256(model / "model.safetensors"), history.table(), hardware)
     print(history.table(), flush=True)
 
 
@@ -98,6 +98,8 @@ def fit(build: Callable, parts: int = 1):
         if at and not at.exists():
             raise InputError(f"{at} is not on this node: with train.nodes above 1 they share the project's folder")
         if at and (parts := max(parts, resuming.parts(at))) != trainer.parts:
+            del trainer         # two of them may be more than the memory holds
+            resuming.free_memory()
             trainer = build(parts)
         try:
             trainer.run(at)

@@ -92,6 +92,9 @@ class History(TrainerCallback):
         epoch = round(state.epoch or 0, 2)
         row = {"epoch": int(epoch) if epoch == int(epoch) else epoch, "step": state.global_step,
                "dev_loss": metrics.get("eval_loss"), f"dev_{self.metric}": metrics[f"eval_{self.metric}"]}
+        if row["dev_loss"] is not None and not math.isfinite(row["dev_loss"]):
+            raise schema.InputError(f"the loss on dev is {row['dev_loss']} after step {row['step']}, and nothing is "
+                                    "kept; lower train.learning_rate or mend the data")
         since = [r["loss"] for r in self.loss if r["step"] > (self.epochs[-1]["step"] if self.epochs else 0)]
         row["train_loss"] = sum(since) / len(since) if since else None
         now = time.monotonic()

@@ -151,7 +151,7 @@ def wait_for(what, process: psutil.Popen):
 
 
 def committed(project: Project) -> list[str]:
-    return sorted(path.parent.name for path in (project / CHECKPOINTS).glob("*/manifest.json"))
+    return sorted(path.parent.name for path in (project / CHECKPOINTS).glob("*/*/manifest.json"))
 
 
 def said(project: Project) -> str:
@@ -168,8 +168,8 @@ def test_what_ends_one_rank_ends_all_and_the_next_run_continues(base):
     assert "error: rank 1 (process" in said(base) and "was killed by SIGKILL" in said(base)
     assert "Traceback" not in said(base) and not (base / MODEL).exists()
     before = committed(base)
-    assert {path.name for path in (base / CHECKPOINTS / before[-1]).glob("rng*")} == {"rng_state_0.pth",
-                                                                                    "rng_state_1.pth"}
+    assert {path.name for path in (base / CHECKPOINTS).glob(f"*/{before[-1]}/rng*")} == {"rng_state_0.pth",
+                                                                                         "rng_state_1.pth"}
 
     with training(base) as process:
         wait_for(lambda: committed(base)[-1] > before[-1], process)

@@ -162,6 +162,11 @@ def test_a_lock_file_that_a_kill_left_half_written_is_no_obstacle(copy):
 
 def test_a_library_that_waits_at_the_end_for_somebody_who_is_gone_does_not_keep_the_process(tmp_path):
     code = ("import threading, time; from steps import command; command.ENDING = 1.0; "
-            "threading._register_atexit(time.sleep, 600); command.run(lambda arguments: print('all of it') or 3)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+            "threading._register_atexit(time.sleep, 600); command.run(lambda arguments: print('all of it') or {})")
+    done = subprocess.run([sys.executable, "-c", code.format("3")], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (3, "all of it\n", "")
+    done = subprocess.run([sys.executable, "-c", code.format("1 / 0")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "all of it\n")
+    unread = subprocess.Popen([sys.executable, "-c", code.format("3")], stdout=subprocess.PIPE)
+    unread.stdout.close()
+    assert unread.wait(60) == 141

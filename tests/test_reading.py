@@ -104,6 +104,8 @@ def test_a_gzip_file_cut_short_is_refused(tmp_path):
     ("plain text", ": not a JSON object: Expecting value"),
     ('["b"]', ": a line must hold one JSON object, not list"),
     ('"b"', ": a line must hold one JSON object, not str"),
+    ('{"text": ["a", "b"]}', ": 'text' is ['a', 'b'], and a column holds texts or numbers"),
+    ('{"text": {"body": "b"}}', ": 'text' is {'body': 'b'}, and a column holds texts or numbers"),
     ('{"body": "b", "id": 1}', ": column 'text' is missing; the file has 'body', 'id'; name the right one"),
 ])
 def test_a_bad_json_line_is_named_by_its_line(tmp_path, line, said):

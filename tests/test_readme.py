@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, Project, make_project
@@ -25,6 +26,7 @@ def commands() -> list[str]:
             for line in block.splitlines()]
 
 
+@pytest.mark.timeout(1800)      # each is a whole run; ten minutes on a slow machine
 def test_every_command_works(tmp_path, tiny_model, environment):
     project = make_project(tmp_path / "project", tiny_model, environment)
     with_make(project)

@@ -57,6 +57,15 @@ def test_kept_is_the_best_on_dev_after_training_began_and_the_first_of_equals(se
     assert history(selects_by, *rows).kept()["epoch"] == epoch
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_on_dev_that_is_no_number_ends_the_training(loss):
+    found = history("loss")
+    found.on_train_begin(SimpleNamespace(num_train_epochs=1), SimpleNamespace(max_steps=9, global_step=0), None)
+    with pytest.raises(InputError, match=rf"the loss on dev is {loss} after step 9, and nothing is kept; lower train"):
+        found.on_evaluate(None, SimpleNamespace(epoch=1, global_step=9), SimpleNamespace(), model=None,
+                          metrics={"eval_loss": loss, "eval_f1_macro": 0.5})
+
+
 def test_the_table_shows_each_evaluation_what_is_kept_and_where_it_overfits():
     found = history("f1_macro", (0, None, 1.5, 0.1), (1, 1.25, 0.5, 0.75), (2, 0.75, 0.625, 0.5))
     assert found.table().splitlines() == [
