@@ -127,7 +127,8 @@ def examples(left: Side, right: Side) -> list[str]:
     lines = [f"examples: {changed} of {len(pairs)} predictions differ ({100 * changed / len(pairs):.1f} %)"]
     most = sorted(range(len(pairs)), key=lambda i: -gap[i])[:EXAMPLES]
     for a, b in (pairs[i] for i in most if gap[i] > 0):
-        lines += [row(f"gold {a['gold']}", a["model"], b["model"]), f"    {' | '.join(a[c] for c in text)}"]
+        gold, ours, theirs = (f"{float(x):.6f}" if numbers else x for x in (a["gold"], a["model"], b["model"]))
+        lines += [row(f"gold {gold}", ours, theirs), f"    {' | '.join(a[c] for c in text)}"]
     return lines
 
 

@@ -70,8 +70,9 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
         found = {"rows": len(gold), "metric": metric,
                  metric: intervals(statistic, gold, predictions, settings.evaluate, project.seed), **scores,
                  "slices": slices(statistic, task, gold, predictions, texts, settings, project.seed)}
-        predicted[split] = {"gold": written(gold, names), **{w: written(predictions[w], names) for w in
-                            sorted(predictions)}, **{column: texts[column] for column in task.TEXTS}}
+        predicted[split] = {"gold": written(gold.astype(np.float32), names),
+                            **{w: written(predictions[w], names) for w in sorted(predictions)},
+                            **{column: texts[column] for column in task.TEXTS}}
         for who in ("base", "model"):
             if who in predictions:
                 print(f"{split}, {who}: {metric} {found[metric][who]:.4f} on {len(gold)} rows", flush=True)
@@ -130,8 +131,8 @@ def label_names(settings: Recipe) -> list[str]:
 
 
 def written(values: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Classes by their names, numbers with six digits."""
-    return [names[int(v)] for v in values] if names else [f"{v:.6f}" for v in values]
+    """Classes by their names, numbers with all their digits: rounded, some would be ties."""
+    return [names[int(v)] for v in values] if names else [str(v) for v in values]
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
