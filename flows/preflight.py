@@ -39,7 +39,7 @@ def check(names: Iterable[str], project: params.Project) -> None:
                             f"{cards}; set it to {cards}")
         print(f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
               f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {room / 1e9:.1f})", flush=True)
-        if disk > free + held(name):
+        if disk > free + checkpoint.size(checkpoint.PLACE / name):      # which the run continues, or removes for room
             problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
                             f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")
         if batch > room:
@@ -48,11 +48,6 @@ def check(names: Iterable[str], project: params.Project) -> None:
                             f"train.gradient_accumulation, or lower prepare.max_length ({settings.prepare.max_length})")
     if problems:
         raise InputError("\n".join(problems))
-
-
-def held(name: str) -> int:
-    """Bytes of the disk that the recipe's own checkpoints have already; a run continues them or removes them."""
-    return sum(path.stat().st_size for path in (checkpoint.PLACE / name).rglob("*") if path.is_file())
 
 
 def files(path: str, project: params.Project) -> dict[str, list[Path]] | None:

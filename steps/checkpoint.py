@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from steps.command import no_space
@@ -72,7 +73,8 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole and of this fingerprint; what is passed over is said.
 
-        Of other trainings that did not end, the last is kept until the stage is done, for who goes back to it.
+        Of other trainings that did not end, the last is kept until the stage is done, for who goes back to it, where
+        the disk has room for three of this one beside it.
         """
         found = sorted(self.folder.glob("checkpoint-*"), reverse=True)
         for path in found:
@@ -82,15 +84,18 @@ class Checkpoints:
             remove(path)
         other = max((path for path in committed(self.place) if not damage(path)), default=None,
                     key=lambda path: (path / MANIFEST).stat().st_mtime)
+        kept = other and other.parent
         if other:
+            if shutil.disk_usage(self.place).free < 3 * size(other):
+                kept = None
             say(f"{other} is not continued, for what it was trained from is not what there is now:\n  "
-                + "\n  ".join(difference(manifest(other)["fingerprint"], self.fingerprint))
-                + "\nit is kept until the stage is done or a third training begins: with that as it was, a run "
-                "continues it")
+                + "\n  ".join(difference(manifest(other)["fingerprint"], self.fingerprint)) + "\nit is "
+                + ("kept until the stage is done or a third training begins: with that as it was, a run continues it"
+                   if kept else "removed, for the disk has no room for both"))
         if found or other:
             say("training starts from the beginning")
         for path in self.place.glob("*"):
-            if other is None or path != other.parent:
+            if path != kept:
                 shutil.rmtree(path, ignore_errors=True)
         return None
 
@@ -110,6 +115,11 @@ def manifest(folder: Path) -> dict:
     return content
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def committed(place: Path) -> list[Path]:
     """The complete checkpoints in a folder, or in the folders of all trainings there, oldest first in each."""
     return sorted(path.parent for path in place.rglob(f"checkpoint-*/{MANIFEST}"))
@@ -124,14 +134,10 @@ def damage(folder: Path) -> str | None:
     except (ValueError, AttributeError, OSError):
         return f"{MANIFEST} is damaged"
     for name, content in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        try:
-            whole = sha256(folder / name) == content
-        except OSError:         # a bad sector
-            whole = False
-        if not whole:
-            return f"{name} is damaged"
+        with suppress(OSError):         # a bad sector
+            if sha256(folder / name) == content:
+                continue
+        return f"{name} is {'damaged' if (folder / name).is_file() else 'missing'}"
     return None
 
 

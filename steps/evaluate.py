@@ -70,7 +70,7 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
         found = {"rows": len(gold), "metric": metric,
                  metric: intervals(statistic, gold, predictions, settings.evaluate, project.seed), **scores,
                  "slices": slices(statistic, task, gold, predictions, texts, settings, project.seed)}
-        predicted[split] = {"gold": written(gold.astype(np.float32), names),
+        predicted[split] = {"gold": written(gold.astype(np.float32), names),       # as it is stored
                             **{w: written(predictions[w], names) for w in sorted(predictions)},
                             **{column: texts[column] for column in task.TEXTS}}
         for who in ("base", "model"):

@@ -65,7 +65,7 @@ def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:
                 for n, both in enumerate(zip(*sides, strict=True), start=1)]
     else:
         rows = [(f"{file}:{line}", *(row[name] for name in names.values()))
-                for file in files for line, row in reading.rows(file, settings.columns.wanted())]
+                for file in files for line, row in reading.rows(file, [*names.values()])]
     for place, english, other, *_ in rows:
         if not (english.strip() and other.strip()):
             raise InputError(f"{place}: {'non_english' if english.strip() else 'english'} is empty; write the text or "

@@ -89,7 +89,8 @@ def fit(build: Callable, parts: int = 1):
     """The trainer that `build(parts)` made, trained: from the newest checkpoint on, to the bits that a training
     without an interruption has. Where memory is too small, once more with each batch computed in two parts.
 
-    Raises InputError where it is too small for that as well."""
+    Raises InputError where it is too small for that as well.
+    """
     from steps import ranks, resuming
 
     while True:

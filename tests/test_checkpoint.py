@@ -1,11 +1,13 @@
 """A checkpoint counts when its manifest has its name, and only while every byte is what was saved and meant."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -148,6 +150,32 @@ def test_who_goes_back_to_the_settings_that_a_training_began_with_continues_it(s
     said = capsys.readouterr().err
     assert "train.learning_rate: was 0.001, is 0.002" in said and "train.learning_rate: was 0.002, is 0.003" in said
     assert begun.run("killed") == expected and "training starts from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.fault(5)
+def test_a_disk_without_room_for_both_loses_the_checkpoints_of_the_training_before(small, monkeypatch, capsys):
+    begun = Training(monkeypatch, "sts", small("sts", epochs=2))
+    begun.killed_at(5)
+    one = checkpoint.size(begun.checkpoints()[-1])
+    for free, rate, folders in ((4 * one, 0.002, 2), (2 * one, 0.003, 1)):
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+            other = Training(monkeypatch, "sts", changed(begun.settings, learning_rate=rate))
+            other.killed_at(3)
+        assert len({path.parent for path in other.checkpoints()}) == folders
+        assert ("no room for both" in capsys.readouterr().err) == (folders == 1)
+
+
+def test_a_file_that_cannot_be_read_is_damaged(tmp_path, monkeypatch):
+    kept = checkpoint.Checkpoints(tmp_path / "checkpoints", 0.0, WANTED)
+    kept.commit(1, lambda folder: (folder / "weights").write_bytes(b"1"))
+    path, = checkpoint.committed(tmp_path)
+
+    def bad_sector(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "sha256", bad_sector)
+    assert checkpoint.damage(path) == "weights is damaged"
 
 
 def fingerprint(recipe, data: Path = Path("data"), **project) -> dict:
