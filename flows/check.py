@@ -5,7 +5,7 @@ import io
 import shutil
 from pathlib import Path
 
-from flows import preflight
+from flows import graph, preflight
 from steps import download, params, prepare, reading, recipes
 from steps.contract import Findings
 from steps.schema import InputError
@@ -39,8 +39,11 @@ def check(name: str) -> tuple[Findings, Path]:
 
 def _look(name: str, project: params.Project, work: Path) -> Findings:
     settings = project.recipe(name)
-    files = [preflight.files(path, project) or reading.splits(_fetched("dataset", path, project, work))
-             for path in (settings.dataset, settings.suite)]
+    paths = (settings.dataset, settings.suite)
+    made = sorted(stage for path in paths if Path(path).exists() for stage in preflight.makers(path, project))
+    stale = graph.stale(made) if made else ()
+    files = [preflight.files(path, project, stale) or reading.splits(_fetched("dataset", path, project, work))
+             for path in paths]
     base_model = preflight.model_folder(settings.base_model, project) or _fetched(
         "model", settings.base_model, project, work)
     found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": str(base_model)}),
@@ -54,7 +57,8 @@ def _fetched(what: str, path: str, project: params.Project, work: Path) -> Path:
     name, folder = Path(path).name, work / path
     entry = project.sources("datasets" if what == "dataset" else "base_models").get(name)
     if entry is None or path.startswith("data/taught/"):
-        raise InputError(f"{path} is not there yet; make it with: dvc repro teach@{name}")
+        raise InputError(f"{path} is not there yet, or was made of other data or settings; make it with: dvc repro "
+                         f"teach@{name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     download.download(name, entry, what, folder)
     return folder

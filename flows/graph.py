@@ -25,18 +25,18 @@ class Stage:
     work_pool: str | None       # meta.work_pool: where it wants to run
 
 
-def _repo():
+def _repo(folder: Path = Path()):
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
-    if not Path(".git").exists():
+    if not (folder / ".git").exists():
         raise InputError("this folder is not a git repository, and DVC versions data beside code in one; "
                          "make it one with: git init && git add -A && git commit -m 'Start'")
-    if not Path("dvc.yaml").exists():
+    if not (folder / "dvc.yaml").exists():
         raise InputError("dvc.yaml is not here; run this in the project's folder")
     try:
-        return Repo(".", _wait_for_lock=True)
+        return Repo(str(folder), _wait_for_lock=True)
     except (DvcException, SCMError) as error:
         raise InputError(f"DVC cannot read this project: {error}") from None
 
@@ -98,8 +98,8 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
               python: str = sys.executable, **variables: str) -> str:
     """Lets DVC bring one stage up to date; its upstream must be so already. Returns ran, restored or unchanged.
 
-    In a `folder`, another copy of the project, all that the stage needs is brought up to date. `options` are those of
-    `dvc repro`; another copy may need another `python` and environment `variables`.
+    `folder` is another copy of the project, which may need another `python` and environment `variables`; `options` are
+    those of `dvc repro`.
 
     A stage that was killed from outside has one more try, which continues from its checkpoint; where the kernel killed
     something for want of memory meanwhile, a training of one process has its batches computed in two parts. What was
@@ -114,21 +114,25 @@ def reproduce(name: str, on_line: Callable[[str], None], folder: Path | None = N
     try:
         outcome = once()
     except StageKilled as error:
-        if memory_kills() > kills and (folder or name.startswith("train@")):
+        if memory_kills() > kills and name.startswith("train@"):
             variables |= {checkpoint.PARTS: "2"}
-            on_line(f"{error}, and the kernel did kill for want of it; once more, with batches computed in two parts")
+            on_line(f"{error}, and the kernel did kill for want of it; once more, and where one process trains, with "
+                    "batches computed in two parts")
         else:
             on_line(f"{error}; once more")
         outcome = once()
-    if outcome == "restored" and folder is None and (damaged := discard_damaged([name])):
+    if outcome == "restored" and (damaged := discard_damaged([name], folder)):
         for line in damaged:
             on_line(line)
         outcome = once()
-        if left := discard_damaged([name]):
+        if left := discard_damaged([name], folder):
             raise StageFailed("\n".join(left))
     kind, _, recipe = name.partition("@")
     if kind in ("train", "evaluate"):
-        shutil.rmtree((folder or Path()) / checkpoint.PLACE / recipe, ignore_errors=True)
+        place = (folder or Path()) / checkpoint.PLACE / recipe
+        if outcome != "ran" and checkpoint.committed(place):
+            on_line(f"{name} is {outcome}; the checkpoints in {place}, of a training that did not end, are removed")
+        shutil.rmtree(place, ignore_errors=True)
     return outcome
 
 
@@ -141,12 +145,13 @@ def memory_kills() -> int:
     return int(counts.get("oom_kill", 0))
 
 
-def discard_damaged(names: list[str]) -> list[str]:
+def discard_damaged(names: Iterable[str], folder: Path | None = None) -> list[str]:
     """Removes the stages' outputs whose objects in DVC's cache are not what their names say, which DVC trusts unread.
 
-    Returns a line for each; the stage is stale then, and runs again.
+    An object whose file in the workspace is right is written anew from that. Returns a line for each of the others; the
+    stage is stale then, and runs again.
     """
-    repo = _repo()
+    repo = _repo(folder or Path())
     said = []
     for out in (out for stage in _named(repo, names) for out in stage.outs):
         if not (out.hash_info and out.use_cache):
@@ -158,8 +163,10 @@ def discard_damaged(names: list[str]) -> list[str]:
                 listed = json.loads(Path(repo.cache.local.oid_to_path(whole)).read_text(encoding="utf-8"))
                 files |= {entry["md5"]: here / entry["relpath"] for entry in listed}
         kept = {digest: Path(repo.cache.local.oid_to_path(digest)) for digest in files}
-        bad = [digest for digest, path in kept.items() if path.exists() and md5(path) != digest.removesuffix(".dir")
-               and not (files[digest].is_file() and md5(files[digest]) == digest)]
+        rotten = [digest for digest, path in kept.items() if path.exists() and md5(path) != digest.removesuffix(".dir")]
+        bad = [digest for digest in rotten if not (files[digest].is_file() and md5(files[digest]) == digest)]
+        for digest in set(rotten) - set(bad):
+            _write_anew(kept[digest], files[digest])
         if bad:
             said.append(f"{out.def_path}: damaged in DVC's cache ({', '.join(str(kept[d]) for d in bad)}); removed, to "
                         "be made anew")
@@ -169,6 +176,14 @@ def discard_damaged(names: list[str]) -> list[str]:
     return said
 
 
+def _write_anew(kept: Path, file: Path) -> None:
+    """An object of the cache from a file that is what it should be."""
+    partial = kept.with_name(f".{kept.name}.tmp")       # which `mend` removes where a kill leaves it
+    shutil.copyfile(file, partial)
+    partial.chmod(0o444)
+    partial.replace(kept)
+
+
 def md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -176,9 +191,9 @@ def md5(path: Path) -> str:
 
 def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, options: Iterable[str], python: str,
                variables: Mapping[str, str]) -> str:
-    options = [*options] if folder else ["--single-item", *options]
     variables = ({"MLFLOW_TRACKING_URI": tracking.uri()} if folder else {}) | variables
-    code, outcome, said = processes.run(name, ["repro", *options, name], on_line, folder, python, variables)
+    command = ["repro", "--single-item", *options, name]
+    code, outcome, said = processes.run(name, command, on_line, folder, python, variables)
     if code == 0:
         if lost := [line for line in said if line.startswith(NOT_KEPT)]:      # DVC records it all the same
             if not folder:

@@ -1,6 +1,5 @@
 """The retraining flow: the stages of dvc.yaml in their order, registration, the verdict."""
 
-import os
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -86,9 +85,9 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
                 warn(told)
                 notifications.announce(notifications.NEWS, told)
             answered = get_run_context().flow_run.empirical_policy.pause_keys      # it was suspended and goes on
-            if not answered and not graph.stale(stages) and all(map(register.registered, recipes)):
+            if not (stale := graph.stale(stages)) and not answered and all(map(register.registered, recipes)):
                 return unchanged(recipes, approve, decide)
-            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
+            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale)
             set_slots(project)
             done = retrained(recipes, approve, decide)
             # a task's own state would be summed up as '1/1 states failed'
@@ -156,13 +155,13 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                 verdicts[recipe].wait()
         show(stages, versions)
         for recipe, verdict in verdicts.items():
-            if verdict.state.is_completed() and verdict.result().startswith(promotion.WAITING) and on_a_server():
+            if verdict.state.is_completed() and verdict.result().startswith(promotion.WAITING) and deploy.on_a_server():
                 confirm(recipe, versions[recipe].result()["version"])
                 show(stages, versions)
         for future in (*stages.values(), *versions.values(), *verdicts.values()):
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
-        if verdicts and on_a_server():
+        if verdicts and deploy.on_a_server():
             notifications.announce(notifications.VERDICT, [
                 promotion.text(recipe, versions[recipe].result()["version"]) for recipe in verdicts])
         return {"stages": {name: future.result() for name, future in stages.items()},
@@ -174,7 +173,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
 
 def show(stages: dict, versions: dict) -> None:
     """Puts what happened on the run's page of a server."""
-    if on_a_server():
+    if deploy.on_a_server():
         outcomes = {name: future.result() if future.state.is_completed() else
                     f"{future.state.name}: {(future.state.message or '').partition(chr(10))[0]}"
                     for name, future in stages.items()}
@@ -186,18 +185,13 @@ def show(stages: dict, versions: dict) -> None:
 def pools(plan: list[graph.Stage], own: str) -> set[str]:
     """The work pools to which the server deploys our stages, of those that they ask for; the others run here."""
     wanted = {stage.work_pool for stage in plan} - {None, own}
-    if not (wanted and on_a_server()):
+    if not (wanted and deploy.on_a_server()):
         return set()
     there = wanted & deploy.stage_pools()
     for pool in wanted - there:
         get_run_logger().info("the server has no deployment %s/%s, so its stages run here; make it with: "
                               "evergreen deploy", deploy.STAGE, pool)
     return there
-
-
-def on_a_server() -> bool:
-    """Whether the run is recorded on a server that people look at, not on a temporary one."""
-    return "PREFECT_API_URL" in os.environ
 
 
 def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callable[[], None]) -> dict:

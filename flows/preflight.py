@@ -5,6 +5,7 @@ keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https
 """
 
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -23,12 +24,16 @@ SAVED = 16              # bytes a parameter in a checkpoint: the weights, the be
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def check(names: Iterable[str], project: params.Project) -> None:
-    """Raises InputError naming all that is wrong; prints what each training will need."""
-    problems, room, cards = list(device_problems()), memory(), visible_cards()
+def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = ()) -> None:
+    """Raises InputError naming all that is wrong; prints what each training will need.
+
+    Of data that `stale` stages make, what lies here is of before, and says nothing.
+    """
+    problems, room, cards = list(device_problems()), memory(), len(visible_cards())
     for name in names:
         settings = project.recipe(name)
-        problems += [f"{name}: {problem}" for look in (columns, licences) for problem in look(name, settings, project)]
+        problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
+                                                          *licences(name, settings, project))]
         if (model := model_folder(settings.base_model, project)) is None:
             continue
         count, free = parameters(model), shutil.disk_usage(".").free
@@ -50,11 +55,20 @@ def check(names: Iterable[str], project: params.Project) -> None:
         raise InputError("\n".join(problems))
 
 
-def files(path: str, project: params.Project) -> dict[str, list[Path]] | None:
-    """{split: its files} of a data set, where they lie now; None of one that is yet to be fetched or taught."""
+def makers(path: str, project: params.Project) -> set[str]:
+    """The stages that make a data set."""
+    name = Path(path).name
+    if path.startswith("data/taught/"):
+        return {f"teach@{name}"} | makers(project.teachers[name].dataset, project)
+    how = "import" if isinstance(project.sources("datasets").get(name), LocalDataset) else "download"
+    return {f"{how}_dataset@{name}"}
+
+
+def files(path: str, project: params.Project, stale: Iterable[str] = ()) -> dict[str, list[Path]] | None:
+    """{split: its files} of a data set, where they lie now; None of one that is yet to be fetched or taught (anew)."""
     entry = project.sources("datasets").get(Path(path).name) if path.startswith("data/raw/") else None
     if not isinstance(entry, LocalDataset):
-        return reading.splits(Path(path)) if Path(path).exists() else None
+        return reading.splits(Path(path)) if Path(path).exists() and makers(path, project).isdisjoint(stale) else None
     source = Path(entry.path)
     found = {split: [source if source.is_file() else source / file for file in names]
              for split, names in entry.splits.items()}
@@ -63,7 +77,7 @@ def files(path: str, project: params.Project) -> dict[str, list[Path]] | None:
     return found
 
 
-def columns(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+def columns(name: str, settings: Recipe, project: params.Project, stale: Iterable[str] = ()) -> Iterator[str]:
     """What is wrong with the headers and the first rows of the files that lie here."""
     module, prepare = recipes.get(name), settings.prepare
     wanted = [(settings.dataset, "train", recipes.columns(module, prepare), prepare.header)]
@@ -73,7 +87,7 @@ def columns(name: str, settings: Recipe, project: params.Project) -> Iterator[st
                for split in (entry.dev, entry.test)]
     for path, split, names, header in wanted:
         try:
-            for file in (files(path, project) or {}).get(split, ()):
+            for file in (files(path, project, stale) or {}).get(split, ()):
                 next(reading.rows(file, names.wanted(), header), None)
         except InputError as error:
             yield str(error)
@@ -120,9 +134,9 @@ def activations(model: Path, settings: Recipe) -> int:
 
 
 def memory() -> int:
-    """Bytes of memory of the first GPU that training will use, else of the machine or of this container."""
-    if cards := _cards():
-        return cards[0]
+    """Bytes of memory of the smallest GPU that training can use, else of the machine or of this container."""
+    if cards := visible_cards():
+        return min(cards)
     import psutil
 
     limits = [int(text) for path in CGROUP if path.exists() and (text := path.read_text().strip()).isdigit()]
@@ -137,10 +151,13 @@ def device_problems() -> Iterator[str]:
         yield f"CUDA_VISIBLE_DEVICES names GPU {wrong[0]}; this machine has {len(cards)}, counted from 0: correct it"
 
 
-def visible_cards() -> int:
-    """How many GPUs training can use."""
+def visible_cards() -> list[int]:
+    """Bytes of memory of each GPU that training can use; of one that is not named by its number, the smallest's."""
     cards, asked = _cards(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(cards) if asked is None or not cards else len([n for n in asked.split(",") if n.strip()])
+    if asked is None or not cards:
+        return cards
+    names = itertools.takewhile(lambda name: name != "-1", filter(None, map(str.strip, asked.split(","))))
+    return [cards[int(name)] if name.isdigit() and int(name) < len(cards) else min(cards) for name in names]
 
 
 def _cards() -> list[int]:

@@ -3,9 +3,10 @@
 Both clones stand at one commit with one params.yaml; what travels beside is dvc.lock's digests of the stage's inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flows import graph
+from flows.processes import StageFailed
 from steps import command, params, provenance
 from steps.schema import InputError
 
@@ -17,6 +18,7 @@ def order(stage: graph.Stage, on_line: Callable[[str], None]) -> dict:
     """
     clean(f"{stage.name} runs on the work pool {stage.work_pool}, whose clone has the commit alone; commit them, and "
           "bring the commit there")
+    whole(stage.upstream, "here; run the same command again")
     graph.transfer("push", stage.upstream, on_line)
     known = params.read(graph.LOCK)["stages"]
     return {"stage": stage.name, "commit": provenance.git_commit(), "params_sha256": provenance.sha256(params.PARAMS),
@@ -33,9 +35,18 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
         raise InputError(f"{params.PARAMS} of this clone is not the caller's (sha256 {params_sha256})")
     graph.adopt(upstream)
     graph.transfer("pull", upstream, on_line)
+    if graph.discard_damaged(upstream):         # of this clone's cache
+        graph.transfer("pull", upstream, on_line)
+        whole(upstream, "on the DVC remote too; remove it there, and the next run pushes it again")
     outcome = graph.reproduce(stage, on_line, options=["--pull"])
     graph.transfer("push", [stage], on_line)
     return outcome
+
+
+def whole(stages: Iterable[str], remedy: str) -> None:
+    """Raises StageFailed where the stages' outputs are not what dvc.lock says, in the cache and in the workspace."""
+    if damaged := graph.discard_damaged(stages):
+        raise StageFailed("\n".join(f"{line} {remedy}" for line in damaged))
 
 
 def bring_back(stage: str, on_line: Callable[[str], None]) -> str | None:

@@ -36,12 +36,12 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
     say_changes()
     project = params.load()
     stages = [s.name for s in graph.plan(project.targets(names))]
-    if not graph.stale(stages) and all(register.registered(n) for n in names):
+    if not (stale := graph.stale(stages)) and all(register.registered(n) for n in names):
         notice()
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
-        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project)
+        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale)
         versions, code = flow(names, approve, count == 1, notice)
     for name, version in versions.items():
         print("\n" + table(name, version))

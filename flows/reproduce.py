@@ -42,11 +42,13 @@ def run(name: str, force: bool = False) -> int:
     stages = order(then, f"evaluate@{recipe}")
     python = environment(folder)
     restore(stages, folder)
+    for line in graph.discard_damaged(stages, folder):
+        print(line, flush=True)
     for stage in stages:
         if not stage.startswith(SOURCES) or missing(then[stage], folder):
             anew = ["--force"] if force and stage in (f"train@{recipe}", f"evaluate@{recipe}") else []
             outcome = graph.reproduce(stage, lambda line, s=stage: print(f"{s} | {line}", flush=True), folder,
-                                      options=["--single-item", *anew], python=python, EVERGREEN_TRACKING="none")
+                                      options=anew, python=python, EVERGREEN_TRACKING="none")
             print(f"{stage}: {outcome}", flush=True)
     made = provenance.sha256(folder / "models" / recipe / "model.safetensors")
     if made == tags["weights_sha256"]:

@@ -27,8 +27,9 @@ def run(recipe: str, count: int) -> str:
     folders = {project.seed: Path()}
     for seed in range(project.seed + 1, project.seed + count):
         folders[seed] = copy(seed)
-        graph.reproduce(f"evaluate@{recipe}", lambda line, seed=seed: print(f"seed {seed} | {line}", flush=True),
-                        folders[seed])
+        for stage in graph.plan([f"evaluate@{recipe}"]):
+            graph.reproduce(stage.name, lambda line, seed=seed: print(f"seed {seed} | {line}", flush=True),
+                            folders[seed])
     at = register.folders(recipe)
     found = {seed: json.loads((folder / at["test"] / "metrics.json").read_text(encoding="utf-8"))
              for seed, folder in folders.items()}

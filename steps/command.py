@@ -154,7 +154,8 @@ def status(body: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     except BrokenPipeError:
         return 141
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        print(f"error: {error.filename}: {error.strerror}; correct the path or its permissions", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        print(f"error: {said}; correct the path or its permissions", file=sys.stderr)
         return 2
     except Exception as error:
         if not no_space(error):

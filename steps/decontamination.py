@@ -74,9 +74,11 @@ class Evaluation:
         for row in rows:
             whole = tuple(row[t] for t in texts)
             own = dict.fromkeys([*keys(whole), *(key for text in whole for key in keys([text]))])
-            if hit := {split: key for key in own for split in self.exact.get(key, ())}:
-                for split, key in hit.items():
-                    self._exact(tally[split], split, key, whole)
+            hit = {split: [key for key in own if split in self.exact.get(key, ())] for split in self.seen}
+            if any(hit.values()):
+                for split, shared in hit.items():
+                    if shared:
+                        self._exact(tally[split], split, shared, whole)
                 continue
             close = self._closest(keys(whole))
             if close:
@@ -91,11 +93,11 @@ class Evaluation:
             yield row
         self._settle(tally)
 
-    def _exact(self, tally: dict, split: str, key: Key, whole: tuple[str, ...]) -> None:
-        theirs = self.exact[key][split]
+    def _exact(self, tally: dict, split: str, shared: list[Key], whole: tuple[str, ...]) -> None:
+        theirs = self.exact[shared[0]][split]
         self._listed(split, "exact", 1.0, whole, theirs)
         tally["rows"] += 1
-        tally["distinct"].add(key)
+        tally["distinct"].update(shared)
         if (split, whole) in self.letters:
             tally["letter"].add(whole)
         if len(tally["examples"]) < EXAMPLES:

@@ -21,6 +21,7 @@ from steps.resuming import Resumable
 from steps.schema import InputError
 
 COLLAPSED = 1e-6    # of their length, within which vectors of different texts are the same
+FEW = 4             # texts of a batch that are looked at for it
 
 
 def encoder(path: Path, max_length: int, pooling: str) -> SentenceTransformer:
@@ -125,6 +126,24 @@ class Trainer(Resumable, SentenceTransformerTrainer):
             return super()._wrap_model(model, training, dataloader)
         self.accelerator.prepare_model(self.model, evaluation_mode=True)        # its precision, and no wrapper
         return ranks.wrapped(self.trained(), lambda inputs: self.compute_loss(self.model, inputs))
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        features = self.collect_features(inputs)[0][0]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.state.global_step % self.args.logging_steps == 0 and self.one_for_all(features):
+            raise self.refused("the embeddings have collapsed: all texts have one vector")
+        return loss
+
+    def one_for_all(self, features: dict[str, torch.Tensor]) -> bool:
+        """Whether a few different texts of the batch have one vector; without dropout, and no random state moves."""
+        few = {name: value[:FEW] for name, value in features.items() if isinstance(value, torch.Tensor)}
+        if len(torch.unique(few["input_ids"], dim=0)) < 2:
+            return False
+        self.model.eval()
+        with torch.inference_mode():
+            vectors = self.model(few)["sentence_embedding"].float().cpu().numpy()
+        self.model.train()
+        return collapsed([vectors])
 
     def counts(self, batch) -> float:
         return float(self.counted(batch)) if self.counted else super().counts(batch)

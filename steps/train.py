@@ -61,7 +61,7 @@ def train(name: str, settings: Recipe, project: params.Project, data: Path, mode
                                          checkpoint.PLACE / name, run.log, parts)[0]
             trainer.checkpoints = checkpoint.Checkpoints(
                 checkpoint.PLACE / name, project.checkpoint_seconds,
-                agreed(lambda: fingerprint(settings, project, data, base_model, hardware)))
+                agreed(lambda: fingerprint(name, settings, project, data, base_model, hardware)))
             return trainer
 
         trainer = fit(build, 1 if ranks.world() > 1 else int(os.environ.get(checkpoint.PARTS, "1")))
@@ -134,11 +134,12 @@ def agreed(take: Callable[[], dict[str, str]]) -> dict[str, str]:
     return of_nodes[0]
 
 
-def fingerprint(settings: Recipe, project: params.Project, data: Path, base_model: Path,
+def fingerprint(name: str, settings: Recipe, project: params.Project, data: Path, base_model: Path,
                 hardware: Mapping[str, str]) -> dict[str, str]:
-    """What the bits of this training depend on; the code is what this process has loaded of it."""
+    """What the bits of this training depend on; the code is what this process has loaded of it, less other recipes."""
     home = Path(__file__).parent
-    code = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    others = {path for path in home.glob("recipes/*.py") if path.stem not in ("__init__", name)}
+    code = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))} - others
     values = {"seed": project.seed, "threads": project.threads, "base_model": settings.base_model,
               "prepare": settings.prepare.model_dump(), "train": settings.train.model_dump()}
     return {

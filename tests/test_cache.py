@@ -10,15 +10,7 @@ import pytest
 from flows import graph
 from tests.conftest import Project, digests
 from tests.killing import forked, waited
-from tests.test_checkpoint import on_a_small_disk
-
-
-def flip(path: Path) -> None:
-    path.chmod(0o644)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    path.chmod(0o444)
+from tests.test_checkpoint import flip, on_a_small_disk
 
 
 def cached(project: Project, path: Path) -> Path:

@@ -73,9 +73,11 @@ def test_a_kill_at_any_write_leaves_a_checkpoint_to_continue_from(kept, point):
 
 
 def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
+    mode, content = path.stat().st_mode, bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
+    path.chmod(0o644)
     path.write_bytes(content)
+    path.chmod(mode)
 
 
 DAMAGES = {"truncated": lambda path: os.truncate(path, path.stat().st_size // 2),

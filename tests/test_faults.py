@@ -239,6 +239,32 @@ def test_a_model_whose_embeddings_collapsed_is_not_kept(small, monkeypatch, tiny
     assert not Path("model").exists()
 
 
+class Collapse(TrainerCallback):
+    """From step 2 on every text has one vector, whatever dropout leaves out; loss and gradient are numbers."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            for name, weights in model.named_parameters():
+                weights.data.fill_(float(name.endswith("LayerNorm.bias")))
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("recipe", ["sts", "nli", "tsdae", "mlm", "multilingual"])
+def test_embeddings_that_collapse_stop_training_at_the_next_line_of_its_log(small, monkeypatch, recipe):
+    found = Training(monkeypatch, recipe, small(recipe, epochs=1))
+    with pytest.raises(schema.InputError, match=r"^the embeddings have collapsed: all texts have one vector at step 2, "
+                                                r"in rows \d+, "):
+        found.fault(Collapse(), "model")
+    assert not Path("model").exists()
+
+
+def test_looking_for_a_collapse_leaves_the_bits_of_a_training_as_they_are(small, monkeypatch):
+    found = Training(monkeypatch, "sts", small("sts", epochs=1))
+    looked = found.run()
+    monkeypatch.setattr(embedding.Trainer, "one_for_all", lambda self, features: False)
+    assert found.run("again") == looked
+
+
 # A database
 
 

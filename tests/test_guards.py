@@ -1,20 +1,28 @@
 """Each guard switched off: what it guards against then happens, so the matrix's tests would see it gone."""
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from steps import checkpoint, command, embedding, resuming
+from flows import graph, preflight, processes
+from steps import checkpoint, command, download, embedding, params, resuming
 from steps import training as library
 from steps.schema import InputError
-from tests.killing import Training
+from steps.sources import Source
+from tests.conftest import digests
+from tests.hub_server import HubServer
+from tests.killing import Kill, Killed, Training
 from tests.small import changed
+from tests.test_cache import cached
 from tests.test_checkpoint import fill, flip, step_of
+from tests.test_preflight import weights as header_of
 
 pytestmark = pytest.mark.guard
 
@@ -61,6 +69,16 @@ def test_no_second_checkpoint_row_3(tmp_path, monkeypatch):
     kept = kept_in(tmp_path)
     flip(kept.folder / "checkpoint-00000002/weights")
     assert kept.newest() is None
+
+
+def test_no_digests_of_any_row_4(found, monkeypatch):
+    """Where all are damaged, one of them is continued from."""
+    expected = found.run()
+    found.killed_at(5)
+    for path in (file for folder in found.checkpoints() for file in folder.glob("*.safetensors")):
+        save_file({name: value * 2 for name, value in load_file(path).items()}, path)
+    monkeypatch.setattr(checkpoint, "damage", lambda folder: None)
+    assert found.run("killed") != expected
 
 
 def test_no_fingerprint_row_5(found, monkeypatch):
@@ -131,6 +149,85 @@ def test_no_check_of_the_embeddings_row_26(small, monkeypatch, tiny_model):
     monkeypatch.setattr(embedding, "collapsed", lambda embeddings: False)
     found.run()
     assert Path("model/model.safetensors").exists()
+
+
+def test_no_look_at_the_disk_row_7(project, inside, monkeypatch):
+    """A training begins whose checkpoints do not fit."""
+    inside(project)
+    monkeypatch.setattr(preflight, "memory", lambda: 1 << 60)
+    header_of(project / "tiny-bert/model.safetensors", shutil.disk_usage(".").free // 42_000)
+    with pytest.raises(InputError, match="3 checkpoints of tiny-bert need"):
+        preflight.check(["sts"], params.load())
+    monkeypatch.setattr(preflight, "CHECKPOINTS", 0)
+    preflight.check(["sts"], params.load())
+
+
+def test_no_ear_for_signals_row_8(small, monkeypatch):
+    """A training that is asked to stop leaves no checkpoint."""
+    def die(number, frame):
+        raise Killed
+
+    def asked() -> Kill:
+        return Kill({2}, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    before = signal.signal(signal.SIGTERM, die)
+    try:
+        found = Training(monkeypatch, "sts", small("sts", epochs=1), seconds=1e9)
+        with pytest.raises(KeyboardInterrupt):
+            found.fault(asked())
+        assert len(found.checkpoints()) == 1
+        shutil.rmtree(checkpoint.PLACE)
+        monkeypatch.setattr(resuming.Resumable, "listening", lambda self: contextlib.nullcontext())
+        found.fault(asked())
+        assert found.checkpoints() == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_no_mending_of_what_a_kill_left_row_10(copy, inside):
+    """DVC's list of who reads and writes what is half written: no stage runs any more."""
+    inside(copy)
+    graph.RWLOCK.write_text('{"', encoding="utf-8")
+    with pytest.raises(graph.StageFailed):
+        graph.reproduce("train@sts", print)
+    graph.mend()
+    assert graph.reproduce("train@sts", print) == "unchanged"
+
+
+def test_no_digests_of_the_cache_row_11(copy, inside, monkeypatch):
+    """A model that rotted is restored and called so."""
+    inside(copy)
+    before = digests(copy.folder)
+    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    shutil.rmtree(copy / "models/sts")
+    monkeypatch.setattr(graph, "discard_damaged", lambda *a: [])
+    assert graph.reproduce("train@sts", print) == "restored"
+    assert digests(copy.folder) != before
+
+
+def test_no_lock_of_the_folder_row_12(tmp_path, monkeypatch):
+    """Two runs work in one folder."""
+    monkeypatch.chdir(tmp_path)
+    with command.only_one(processes.CLONE, "this folder"):
+        with pytest.raises(InputError, match="works in this folder"), command.only_one(processes.CLONE, "this folder"):
+            pass
+        monkeypatch.setattr("filelock.FileLock.acquire", lambda self, *a, **k: self)
+        with command.only_one(processes.CLONE, "this folder"):
+            pass
+
+
+def test_no_digest_of_what_is_fetched_row_27(tmp_path, monkeypatch):
+    """Other bytes than were pinned are taken for the model."""
+    monkeypatch.chdir(tmp_path)
+    with HubServer() as hub:
+        hub.plain["model.safetensors"] = b"changed"
+        entry = Source(url=f"{hub.url}/plain/", licence="none", sha256={"model.safetensors": "0" * 64})
+        with pytest.raises(InputError, match=r"model.safetensors has sha256 \w+, not 0000"):
+            download.download("it", entry, "model", Path("out"))
+        assert not Path("out").exists()
+        monkeypatch.setattr(download, "sha256", lambda path: "0" * 64)
+        download.download("it", entry, "model", Path("out"))
+    assert Path("out/model.safetensors").read_bytes() == b"changed"
 
 
 def test_no_step_lock_row_9(tmp_path, monkeypatch):
