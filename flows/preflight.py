@@ -88,7 +88,7 @@ def columns(name: str, settings: Recipe, project: params.Project, stale: Iterabl
     for path, split, names, header in wanted:
         try:
             for file in (files(path, project, stale) or {}).get(split, ()):
-                next(reading.rows(file, names.wanted(), header), None)
+                next(reading.rows(file, names.wanted(), header, names.vectors()), None)
         except InputError as error:
             yield str(error)
 

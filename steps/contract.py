@@ -121,7 +121,7 @@ def rows(files: Sequence[Path], split: str, columns: Columns, header: list[str] 
     Raises InputError where a file cannot be read on, naming its line.
     """
     for path in files:
-        lines, error = reading.rows(path, columns.wanted(), header), None
+        lines, error = reading.rows(path, columns.wanted(), header, columns.vectors()), None
         while error is None:
             chunk, error = _chunk(lines)
             if not chunk:

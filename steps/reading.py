@@ -30,16 +30,18 @@ def splits(dataset: Path) -> dict[str, list[Path]]:
     return found
 
 
-def rows(path: Path, columns: Sequence[str], header: Sequence[str] | None = None) -> Iterator[tuple[int, Mapping]]:
+def rows(path: Path, columns: Sequence[str], header: Sequence[str] | None = None,
+         vectors: Sequence[str] = ()) -> Iterator[tuple[int, Mapping]]:
     """The named columns of a CSV, TSV, JSON-lines or Parquet file, or the lines of any other as column `text`.
 
-    `header` names the columns of a CSV or TSV file that has no header of its own. Vectors in a Parquet file stay
-    lists of numbers. Only as much is held as one row needs. Raises InputError naming file, line and what is wrong.
+    `header` names the columns of a CSV or TSV file that has no header of its own. `vectors` in a Parquet file stay
+    lists of numbers; all else is text. Only as much is held as one row needs. Raises InputError naming file, line and
+    what is wrong.
     """
     suffixes = [s for s in path.suffixes if s in (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".gz")]
     match suffixes:
         case [".parquet", *_]:
-            yield from _parquet(path, columns)
+            yield from _parquet(path, columns, vectors)
         case [".json" | ".jsonl", *_]:
             yield from _json_lines(path, columns)
         case [".csv" | ".tsv" as kind, *_]:
@@ -109,13 +111,10 @@ def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a line must hold one JSON object, not {type(row).__name__}")
         _check_columns(f"{path}:{number}", list(row), columns)
-        if nested := [c for c in columns if isinstance(row[c], (list, dict))]:
-            raise InputError(f"{path}:{number}: {nested[0]!r} is {row[nested[0]]!r:.60}, and a column holds texts or "
-                             "numbers; write it as one, or name another column")
-        yield number, {c: "" if row[c] is None else str(row[c]) for c in columns}
+        yield number, {c: _text(f"{path}:{number}", c, row[c]) for c in columns}
 
 
-def _parquet(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
+def _parquet(path: Path, columns, vectors) -> Iterator[tuple[int, Mapping]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,7 +135,15 @@ def _parquet(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
                 return
             for row in batch.to_pylist():
                 number += 1
-                yield number, {k: "" if v is None else v if isinstance(v, list) else str(v) for k, v in row.items()}
+                yield number, {k: v if isinstance(v, list) and k in vectors else _text(f"{path}, row {number}", k, v)
+                               for k, v in row.items()}
+
+
+def _text(place: str, column: str, value) -> str:
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{place}: {column!r} is {value!r:.60}, and a column holds texts or numbers; write it as one, "
+                         "or name another column")
+    return "" if value is None else str(value)
 
 
 def _check_columns(path, header: Sequence[str], columns: Sequence[str]) -> None:

@@ -53,6 +53,10 @@ class Columns(Strict):
     def wanted(self) -> list[str]:
         return [name for name in self.model_dump().values() if name is not None]
 
+    def vectors(self) -> list[str]:
+        """Those whose values are lists of numbers."""
+        return [name for key, name in self.model_dump().items() if key == "vector"]
+
 
 class Split(Strict):
     """Shares of the rows that dev and test get where the data set has no such split, and the seed that draws them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import graph
+from flows import graph, remote, seeds
 from tests.conftest import Project, digests
 from tests.killing import forked, waited
 from tests.test_checkpoint import flip, on_a_small_disk
@@ -33,6 +33,38 @@ def test_a_restored_output_that_rotted_in_the_cache_is_made_anew(copy, inside):
 
 
 @pytest.mark.fault(11)
+def test_a_copy_of_the_project_that_shares_the_cache_restores_nothing_that_rotted(copy, inside):
+    """As `run --seeds` and `reproduce` make one."""
+    inside(copy)
+    flip(cached(copy, copy / "data/prepared/sts/train.arrow"))
+    shutil.rmtree(copy / "data/prepared/sts")
+    folder, lines = seeds.copy(43), []
+    outcomes = {stage.name: graph.reproduce(stage.name, lines.append, folder) for stage in graph.plan(["prepare@sts"])}
+    assert outcomes["prepare@sts"] == "ran"
+    assert any("data/prepared/sts: damaged in DVC's cache" in line for line in lines)
+    assert graph.discard_damaged(["prepare@sts"], folder) == []
+
+
+@pytest.mark.fault(11)
+def test_a_worker_fetches_anew_what_rotted_in_its_cache_and_refuses_what_rotted_on_the_remote(copy, inside, tmp_path):
+    inside(copy)
+    copy.dvc("remote", "add", "--default", "elsewhere", str(tmp_path / "elsewhere"))
+    copy.git("commit", "-qam", "A remote")
+    stage = next(stage for stage in graph.plan(["train@sts"]) if stage.name == "train@sts")
+    order = remote.order(stage, print)
+    kept = cached(copy, copy / "data/prepared/sts/train.arrow")
+    flip(kept)
+    shutil.rmtree(copy / "data/prepared/sts")
+    assert remote.carry_out(**order, on_line=print) == "unchanged"
+    assert graph.md5(kept) == kept.parent.name + kept.name
+    flip(tmp_path / "elsewhere" / kept.relative_to(copy / ".dvc/cache"))
+    kept.unlink()
+    shutil.rmtree(copy / "data/prepared/sts")
+    with pytest.raises(graph.StageFailed, match=r"data/prepared/sts: damaged in DVC's cache .* on the DVC remote too"):
+        remote.carry_out(**order, on_line=print)
+
+
+@pytest.mark.fault(11)
 def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
     inside(copy)
     flip(cached(copy, copy / "models/sts/model.safetensors"))
@@ -48,8 +80,9 @@ def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
 def test_a_sound_output_stays_though_its_object_rotted(copy, inside):
     inside(copy)
     before = digests(copy.folder)
-    flip(cached(copy, copy / "models/sts/model.safetensors"))
+    flip(kept := cached(copy, copy / "models/sts/model.safetensors"))
     assert graph.discard_damaged(["train@sts"]) == []
+    assert graph.md5(kept) == kept.parent.name + kept.name
     assert digests(copy.folder) == before
 
 

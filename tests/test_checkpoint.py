@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from steps import checkpoint, params, train, training
+from steps import checkpoint, params, recipes, train, training
 from tests.conftest import ROOT
 from tests.killing import PLACE, Training
 from tests.small import changed
@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_read_is_damaged(tmp_path, monkeypatch):
 
 
 def fingerprint(recipe, data: Path = Path("data"), **project) -> dict:
-    return train.fingerprint(recipe, params.load(ROOT / "params.yaml").model_copy(update=project), data,
+    return train.fingerprint("sts", recipe, params.load(ROOT / "params.yaml").model_copy(update=project), data,
                              Path(recipe.base_model), training.hardware("fp32"))
 
 
@@ -215,8 +215,11 @@ def test_each_thing_that_the_bits_depend_on_is_compared(recipe, name, other):
 
 
 def test_code_and_hardware_are_compared_too_and_the_test_rows_are_not(recipe):
+    recipes.get("nli")
     found = fingerprint(recipe)
     assert {"steps/train.py", "steps/training.py", "steps/resuming.py", "device", "precision"} <= set(found)
+    assert [name for name in found if name.startswith("steps/recipes/")] == [
+        "steps/recipes/__init__.py", "steps/recipes/sts.py"]
     flip(Path("data/test.arrow"))
     assert fingerprint(recipe) == found
 

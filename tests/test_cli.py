@@ -93,6 +93,14 @@ def test_a_path_that_is_not_as_it_must_be_is_named(tmp_path, capsys):
         f"error: {tmp_path}/folder: Is a directory; correct the path or its permissions\n")
 
 
+def test_a_refusal_without_a_path_says_what_it_was(capsys):
+    def body(arguments):
+        raise PermissionError("the key of the store is another user's")
+    assert command.status(body, []) == 2
+    assert capsys.readouterr().err == (
+        "error: the key of the store is another user's; correct the path or its permissions\n")
+
+
 STEP = """
 import os, time
 from steps import command

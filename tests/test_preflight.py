@@ -74,6 +74,17 @@ def test_files_that_lie_here_are_looked_at(here, change, said):
     assert said in refusal()
 
 
+def test_data_that_will_be_fetched_anew_say_nothing(here):
+    """What lies here is of another revision, whose columns were others."""
+    here.edit("datasets.remote", {"elsewhere": {"url": "http://127.0.0.1:9", "licence": "MIT", "sha256": {
+        "train.csv": "0" * 64}, "splits": {"train": "train.csv"}}})
+    here.edit("recipes.sts.dataset", "data/raw/elsewhere")
+    (here / "data/raw/elsewhere").mkdir(parents=True)
+    (here / "data/raw/elsewhere/train.csv").write_text("one,two,three\n", encoding="utf-8")
+    assert "column 'sentence1' is missing" in refusal()
+    preflight.check(["sts"], params.load(), ["download_dataset@elsewhere"])
+
+
 @pytest.mark.parametrize("key, value, said", [
     ("recipes.sts.train.metric", "accuracy", "recipes.sts.train.metric = 'accuracy'"),
     ("recipes.sts.train.batch_size", 0, "recipes.sts.train.batch_size = 0"),
@@ -139,6 +150,15 @@ def test_a_gpu_that_is_not_there_is_named(here, tmp_path, monkeypatch):
     passes()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert refusal() == "CUDA_VISIBLE_DEVICES names GPU 2; this machine has 2, counted from 0: correct it"
+
+
+def test_the_memory_that_counts_is_that_of_the_gpus_that_training_can_use(here, tmp_path, monkeypatch):
+    fake_cards(tmp_path, monkeypatch, 40960, 81920, 20480)
+    for asked, megabytes in (("1", [81920]), ("1,0", [81920, 40960]), ("GPU-8f2a", [20480]), ("", []),
+                             ("1,-1", [81920])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+        assert preflight.visible_cards() == [size << 20 for size in megabytes]
+    assert preflight.memory() == 81920 << 20
 
 
 def test_each_process_wants_a_gpu_of_its_own(here, tmp_path, monkeypatch):

@@ -152,7 +152,14 @@ def test_numbers_and_nothing_become_text(tmp_path, values, texts):
 
 def test_vectors_in_a_parquet_file_stay_numbers(tmp_path):
     pq.write_table(pa.table({"vector": [[0.5, 1.0], [2.0, 4.0]]}), path := tmp_path / "train.parquet")
-    assert [row["vector"] for _, row in read(path, ["vector"])] == [[0.5, 1.0], [2.0, 4.0]]
+    assert [row["vector"] for _, row in reading.rows(path, ["vector"], vectors=["vector"])] == [[0.5, 1.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize("value", [["a", "b"], [0.5], {"a": 1}])
+def test_a_list_or_a_struct_in_a_parquet_file_is_no_text(tmp_path, value):
+    pq.write_table(pa.table({"text": pa.array([value])}), path := tmp_path / "train.parquet")
+    assert refusal(path, ["text"]) == (f", row 1: 'text' is {value!r}, and a column holds texts or numbers; write it "
+                                       "as one, or name another column")
 
 
 def test_rows_have_the_line_they_begin_on(tmp_path):

@@ -9,6 +9,8 @@ from flows import reproduce
 from steps import params, tracking
 from steps.schema import InputError
 from tests.conftest import Project, sample, write_rows
+from tests.test_cache import cached
+from tests.test_checkpoint import flip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,14 @@ def test_forced_it_is_trained_anew_and_comes_out_equal_without_a_trace_in_the_st
     assert "train@sts: ran" in done.out and "evaluate@sts: ran" in done.out
     assert f"equal: sts@1 has weights sha256 {version.tags['weights_sha256']}" in done.out
     assert len(tracking.client().search_runs(["1"])) == runs
+
+
+def test_what_rotted_in_the_cache_is_made_anew(moved_on, version, evergreen):
+    flip(cached(moved_on, moved_on / ".evergreen/reproduce/sts@1/models/sts/model.safetensors"))
+    done = evergreen("reproduce", "sts@1")
+    assert done.code == 0
+    assert "models/sts: damaged in DVC's cache" in done.out and "train@sts: ran" in done.out
+    assert f"equal: sts@1 has weights sha256 {version.tags['weights_sha256']}" in done.out
 
 
 @pytest.fixture

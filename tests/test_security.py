@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from steps import command, download, embedding, schema
 from steps.schema import InputError
 from steps.sources import LocalDataset, RemoteDataset
-from tests.conftest import CANARY, ROOT
+from tests.conftest import CANARY, ROOT, SECRETS
+from tests.killing import Training
 from tests.test_contract import sts
 
 PAYLOADS = [
@@ -123,6 +124,16 @@ def test_secrets_of_the_environment_stand_nowhere(finished):
     assert CANARY not in finished.ran.stdout + finished.ran.stderr
     databases = {path.name for path in finished.folder.rglob("*.db")}
     assert {"mlflow.db", "prefect.db"} <= databases
+
+
+def test_secrets_stand_in_no_checkpoint(small, monkeypatch):
+    """Of a training that was killed: else they are gone when it ends."""
+    for name in SECRETS:
+        monkeypatch.setenv(name, CANARY)
+    found = Training(monkeypatch, "sts", small("sts", epochs=1))
+    found.killed_at(3)
+    assert len(found.checkpoints()) == 2
+    assert files_with(CANARY, Path.cwd()) == []
 
 
 # Pickles

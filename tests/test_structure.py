@@ -54,6 +54,11 @@ def dangers(tree: ast.AST) -> set[str]:
                 found.add(name)
             case ast.Attribute(value=ast.Name(id="os"), attr="system" | "popen" as name):
                 found.add(name)
+            case ast.ImportFrom(module="os" | "yaml" | "subprocess", names=names):
+                found |= {name.name for name in names} & {"system", "popen", "load", "unsafe_load", "full_load",
+                                                          "getoutput", "getstatusoutput"}
+            case ast.Attribute(value=ast.Name(id="subprocess"), attr="getoutput" | "getstatusoutput" as name):
+                found.add(name)
             case ast.Name(id="eval" | "exec" as name):
                 found.add(name)
             case ast.keyword(arg="typ", value=ast.Constant(value="unsafe")):
@@ -116,7 +121,9 @@ def test_no_file_runs_code_from_data_or_a_shell(module):
     "load(path, trust_remote_code=True)", "load(path, trust_remote_code=flag)", "run('ls', shell=True)",
     "import pickle", "from pickle import load", "import pickle as p", "yaml.unsafe_load(text)",
     "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "pd.read_pickle(path)",
-    "import cloudpickle", "YAML(typ='unsafe')", "os.system('ls')", "eval(text)", "importlib.import_module('pickle')"])
+    "import cloudpickle", "YAML(typ='unsafe')", "os.system('ls')", "eval(text)", "importlib.import_module('pickle')",
+    "from os import system", "from subprocess import getoutput as run", "subprocess.getoutput('ls')",
+    "from yaml import unsafe_load"])
 def test_a_dangerous_line_would_be_found(code):
     assert dangers(ast.parse(f"def body():\n    {code}\n"))
 
