@@ -42,9 +42,10 @@ def _repo(folder: Path = Path()):
 
 
 def _named(repo, names: Iterable[str]) -> list:
-    """The stages of these names: asked for each name, DVC would resolve all of dvc.yaml anew."""
-    known = {stage.addressing: stage for stage in repo.index.stages}
-    return [stage for name in names for stage in ([known[name]] if name in known else repo.stage.collect(name))]
+    """The stages of these names: asked for each name, DVC would resolve all of dvc.yaml anew, and of this folder."""
+    known = {f"{stage.path_in_repo}:{getattr(stage, 'name', None)}": stage for stage in repo.index.stages}
+    found = {name: known.get(name if ":" in name else f"dvc.yaml:{name}") for name in names}
+    return [stage for name, it in found.items() for stage in ([it] if it else repo.stage.collect(name))]
 
 
 def _work_pool(stage) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,12 +107,13 @@ def test_a_kill_while_the_cache_is_written_leaves_sound_objects_and_the_next_run
     def commit(point: int) -> None:
         from dvc.repo import Repo
 
-        replace, calls = os.replace, iter(range(1000))
+        replace, calls, one = os.replace, iter(range(1000)), threading.Lock()
 
         def killed(source, target, **more):
-            if str(cache) in str(target) and next(calls) == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(source, target, **more)
+            with one:       # DVC copies in threads, and no other gets ahead of the kill
+                if str(cache) in str(target) and next(calls) == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(source, target, **more)
 
         os.replace = killed
         Repo(".").commit("train@sts", force=True)
