@@ -91,6 +91,18 @@ class Findings:
         if self.stops:
             raise InputError("\n".join(self.stops))
 
+    def said(self) -> Iterator[str]:
+        """What was left out, and what is kept that contradicts itself, a line each."""
+        for split, rules in self.quarantined.items():
+            yield f"{split}: {sum(rules.values())} rows left out that break a rule"
+        for pair, counts in self.overlaps.items():
+            one, other = pair.split("/", 1)
+            if counts.get("dropped"):
+                yield f"{one}: {counts['dropped']} rows left out that stand in {other} too"
+        for split, counts in self.repeats.items():
+            if counts["conflicting"]:
+                yield f"{split}: {counts['conflicting']} examples that stand there with different labels"
+
     def report(self) -> dict:
         """The counts as plain values."""
         splits = {split: {"read": self.read[split], "quarantined": dict(self.quarantined.get(split, {})),

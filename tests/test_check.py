@@ -81,10 +81,16 @@ def test_check_sees_the_data_as_they_are_now_and_prepare_as_they_were_imported(f
 
 
 def test_prepare_writes_the_same_lists_beside_the_data(checked):
-    """One bad row of 201 is left out; report.json says so."""
-    write_rows(checked / TRAIN, [*sample("train", 200), ["a", "b", "9"]])
+    """Of 203 rows one bad one and one of dev are left out, one has another score than before; the run says so."""
+    first, _ = sample("train", 200)[1:3]
+    write_rows(checked / TRAIN, [*sample("train", 200), ["a", "b", "9"], sample("dev", 1)[1],
+                                 [*first[:2], "0.1"]])
+    checked.edit("recipes.sts.contract.leaked", 0.1)
     done = checked.dvc("repro", "prepare@sts")
-    assert "train: 200 rows" in done.stdout
+    assert "train: 201 rows" in done.stdout
+    for said in ("train: 1 rows left out that break a rule", "train: 1 rows left out that stand in dev too",
+                 "train: 1 examples that stand there with different labels"):
+        assert f"{said}; evergreen check shows them\n" in done.stdout
     assert (checked / "data/prepared/sts/quarantine.csv").read_text(encoding="utf-8") == (
         "split,file,line,column,rule,value\n"
         "train,data/raw/appliances/train.csv,202,score,is outside 0 to 5 (score_range),9\n")
