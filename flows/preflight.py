@@ -29,14 +29,14 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
 
     Of data that `stale` stages make, what lies here is of before, and says nothing.
     """
-    problems, room, cards = list(device_problems()), memory(), len(visible_cards())
+    problems, cards = list(device_problems()), len(visible_cards())
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(name, settings, project))]
         if (model := model_folder(settings.base_model, project)) is None:
             continue
-        count, free = parameters(model), shutil.disk_usage(".").free
+        count, free, room = parameters(model), shutil.disk_usage(".").free, memory(settings.train.processes)
         here = 1 if cards else settings.train.processes     # that share this memory
         disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings))
         if cards and settings.train.processes > cards:
@@ -133,10 +133,10 @@ def activations(model: Path, settings: Recipe) -> int:
     return number * layers * rows * texts * length * (17 * hidden + 5 * heads * length // 2)
 
 
-def memory() -> int:
-    """Bytes of memory of the smallest GPU that training can use, else of the machine or of this container."""
+def memory(processes: int = 1) -> int:
+    """Bytes of memory of the smallest GPU that so many processes use, else of the machine or of this container."""
     if cards := visible_cards():
-        return min(cards)
+        return min(cards[:processes])
     import psutil
 
     limits = [int(text) for path in CGROUP if path.exists() and (text := path.read_text().strip()).isdigit()]

@@ -24,10 +24,10 @@ def run(recipe: str, count: int) -> str:
     The project's own must be up to date in the workspace. Nothing but it is registered.
     """
     project = params.load()
-    folders = {project.seed: Path()}
+    folders, stages = {project.seed: Path()}, graph.plan([f"evaluate@{recipe}"])
     for seed in range(project.seed + 1, project.seed + count):
         folders[seed] = copy(seed)
-        for stage in graph.plan([f"evaluate@{recipe}"]):
+        for stage in stages:
             graph.reproduce(stage.name, lambda line, seed=seed: print(f"seed {seed} | {line}", flush=True),
                             folders[seed])
     at = register.folders(recipe)

@@ -137,7 +137,7 @@ class Trainer(Resumable, SentenceTransformerTrainer):
     def one_for_all(self, features: dict[str, torch.Tensor]) -> bool:
         """Whether a few different texts of the batch have one vector; without dropout, and no random state moves."""
         few = {name: value[:FEW] for name, value in features.items() if isinstance(value, torch.Tensor)}
-        if len(torch.unique(few["input_ids"], dim=0)) < 2:
+        if len({tuple(text) for text in few["input_ids"].tolist()}) < 2:
             return False
         self.model.eval()
         with torch.inference_mode():

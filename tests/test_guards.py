@@ -154,7 +154,7 @@ def test_no_check_of_the_embeddings_row_26(small, monkeypatch, tiny_model):
 def test_no_look_at_the_disk_row_7(project, inside, monkeypatch):
     """A training begins whose checkpoints do not fit."""
     inside(project)
-    monkeypatch.setattr(preflight, "memory", lambda: 1 << 60)
+    monkeypatch.setattr(preflight, "memory", lambda processes: 1 << 60)
     header_of(project / "tiny-bert/model.safetensors", shutil.disk_usage(".").free // 42_000)
     with pytest.raises(InputError, match="3 checkpoints of tiny-bert need"):
         preflight.check(["sts"], params.load())

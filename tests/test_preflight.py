@@ -105,7 +105,7 @@ def test_a_model_whose_checkpoints_do_not_fit_the_disk_is_refused(here):
 
 
 def test_the_room_that_its_own_checkpoints_have_is_a_runs_to_use(here, monkeypatch):
-    monkeypatch.setattr(preflight, "memory", lambda: 1 << 60)
+    monkeypatch.setattr(preflight, "memory", lambda processes: 1 << 60)
     free = shutil.disk_usage(".").free
     weights(here / "tiny-bert/model.safetensors", free // 42_000)
     assert "checkpoints of tiny-bert need" in refusal()
@@ -158,7 +158,8 @@ def test_the_memory_that_counts_is_that_of_the_gpus_that_training_can_use(here, 
                              ("1,-1", [81920])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
         assert preflight.visible_cards() == [size << 20 for size in megabytes]
-    assert preflight.memory() == 81920 << 20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0,2")
+    assert [preflight.memory(processes) >> 20 for processes in (1, 2, 3)] == [81920, 40960, 20480]
 
 
 def test_each_process_wants_a_gpu_of_its_own(here, tmp_path, monkeypatch):
