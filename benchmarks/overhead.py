@@ -58,10 +58,10 @@ def main() -> None:
 
 def clone(folder: Path, epochs: int) -> Path:
     subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
-    yaml = YAML()
-    values = yaml.load(folder / "params.yaml")
+    file = YAML()
+    values = file.load(folder / "params.yaml")
     values["recipes"]["sts"]["train"]["epochs"] = epochs
-    yaml.dump(values, folder / "params.yaml")
+    file.dump(values, folder / "params.yaml")
     timed(folder, [sys.executable, "-c", "from steps import tracking; tracking.client()"], environment())
     home = PREFECT | {"PREFECT_HOME": str(folder / ".evergreen/prefect")}
     timed(folder, [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"], environment() | home)

@@ -29,30 +29,48 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
 
     Of data that `stale` stages make, what lies here is of before, and says nothing.
     """
-    problems, cards = list(device_problems()), len(visible_cards())
+    problems = list(device_problems())
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(name, settings, project))]
-        if (model := model_folder(settings.base_model, project)) is None:
-            continue
-        count, free, room = parameters(model), shutil.disk_usage(".").free, memory(settings.train.processes)
-        here = 1 if cards else settings.train.processes     # that share this memory
-        disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings))
-        if cards and settings.train.processes > cards:
-            problems.append(f"{name}: train.processes = {settings.train.processes}, one GPU each, and there are "
-                            f"{cards}; set it to {cards}")
-        print(f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
-              f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {room / 1e9:.1f})", flush=True)
-        if disk > free + checkpoint.size(checkpoint.PLACE / name):      # which the run continues, or removes for room
-            problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
-                            f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")
-        if batch > room:
-            problems.append(f"{name}: a batch may need {batch / 1e9:.1f} GB of memory and there are {room / 1e9:.1f}; "
-                            f"halve train.batch_size ({settings.train.batch_size}) and double "
-                            f"train.gradient_accumulation, or lower prepare.max_length ({settings.prepare.max_length})")
+        needs, too_much = room(name, settings, project)
+        if needs:
+            print(needs, flush=True)
+        problems += too_much
     if problems:
         raise InputError("\n".join(problems))
+
+
+def before(stage: str) -> None:
+    """Looks at the room for a training once more, whose base model may have come in this run. Raises InputError."""
+    kind, _, name = stage.partition("@")
+    if kind == "train":
+        project = params.load()
+        if too_much := room(name, project.recipe(name), project)[1]:
+            raise InputError("\n".join(too_much))
+
+
+def room(name: str, settings: Recipe, project: params.Project) -> tuple[str, list[str]]:
+    """What a training needs, and what of it is not there; nothing of a base model that is yet to come."""
+    if (model := model_folder(settings.base_model, project)) is None:
+        return "", []
+    count, free, cards = parameters(model), shutil.disk_usage(".").free, len(visible_cards())
+    has, problems = memory(settings.train.processes), []
+    here = 1 if cards else settings.train.processes     # that share this memory
+    disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings))
+    if cards and settings.train.processes > cards:
+        problems.append(f"{name}: train.processes = {settings.train.processes}, one GPU each, and there are {cards}; "
+                        f"set it to {cards}")
+    if disk > free + checkpoint.size(checkpoint.PLACE / name):      # which the run continues, or removes for room
+        problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
+                        f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")
+    if batch > has:
+        problems.append(f"{name}: a batch may need {batch / 1e9:.1f} GB of memory and there are {has / 1e9:.1f}; halve "
+                        f"train.batch_size ({settings.train.batch_size}) and double train.gradient_accumulation, or "
+                        f"lower prepare.max_length ({settings.prepare.max_length})")
+    return (f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
+            f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {has / 1e9:.1f})", problems)
 
 
 def makers(path: str, project: params.Project) -> set[str]:

@@ -5,7 +5,7 @@ Both clones stand at one commit with one params.yaml; what travels beside is dvc
 
 from collections.abc import Callable, Iterable, Mapping
 
-from flows import graph
+from flows import graph, preflight
 from flows.processes import StageFailed
 from steps import command, params, provenance
 from steps.schema import InputError
@@ -38,6 +38,7 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
     if graph.discard_damaged(upstream):         # of this clone's cache
         graph.transfer("pull", upstream, on_line)
         whole(upstream, "on the DVC remote too; remove it there, and the next run pushes it again")
+    preflight.before(stage)
     outcome = graph.reproduce(stage, on_line, options=["--pull"])
     graph.transfer("push", [stage], on_line)
     return outcome

@@ -13,7 +13,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, processes, remote
+from flows import deploy, graph, preflight, processes, remote
 from flows.processes import StageFailed
 from steps import command, params
 from steps.schema import InputError
@@ -45,6 +45,7 @@ def run_stage(name: str, order: graph.Stage | None = None) -> str | State:
             outcome = elsewhere(order, logger.info)
         else:
             with _slots:
+                preflight.before(name)
                 outcome = graph.reproduce(name, logger.info)
     except (InputError, StageFailed) as error:
         return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback

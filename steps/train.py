@@ -38,6 +38,15 @@ def main(arguments: Sequence[str]) -> None:
         body()
 
 
+def alone(arguments: Sequence[str]) -> None:
+    """Nobody else trains the recipe here meanwhile: it has one place for checkpoints, whatever is written."""
+    if not launching.writes(arguments):
+        main(arguments)
+        return
+    with command.only_one(command.LOCKS / f"training-{arguments[0]}", f"the training of {arguments[0]}", command.WAIT):
+        main(arguments)
+
+
 def train(name: str, settings: Recipe, project: params.Project, data: Path, model: Path,
           curves: Path) -> None:
     """Writes the model with its lineage.json, loss.csv (by step) and epochs.csv (by epoch, with dev scores).
@@ -176,4 +185,4 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    command.main(main, writer=launching.writes(sys.argv[1:]))
+    command.main(alone, writer=launching.writes(sys.argv[1:]))

@@ -36,7 +36,7 @@ ROWS = {
     21: ("several start on a fresh database", "all succeed"),
     22: ("kill -9 in promotion", "the old champion or the new"),
     23: ("two challengers race", "the better one is champion"),
-    24: ("a challenger without a finite metric", "rejected, with the reason"),
+    24: ("a challenger without a finite metric, or of other test rows", "held, with the reason"),
     25: ("the champion is deleted or damaged", "loading fails closed"),
     26: ("a loss, gradient or score that is not finite; collapsed embeddings",
          "stopped before the step is taken, rows of the batch named, nothing kept"),

@@ -116,6 +116,34 @@ def test_a_second_writer_of_an_output_is_refused_in_10_seconds_and_told_of_the_f
 
 
 @pytest.mark.fault(9)
+def test_two_trainings_of_a_recipe_are_refused_whatever_they_write(long):
+    """They have one place for checkpoints."""
+    long.edit("recipes.sts.train.epochs", 6000)
+    long.edit("recipes.sts.train.patience", 6000)
+    with training(long) as process:
+        until(lambda: committed(long) or process.poll() is not None, 60)
+        second = long.run(sys.executable, *TRAIN[:4], "another", "more", check=False, EVERGREEN_TRACKING="none")
+        assert second.returncode == 2
+        assert f"process {process.pid}" in second.stderr and "works in the training of sts" in second.stderr
+        assert process.poll() is None and committed(long)
+
+
+@pytest.mark.fault(9)
+def test_a_killed_dvc_repro_takes_its_step_with_it_and_the_next_one_has_the_same_bits(long):
+    """DVC alone, without the flow."""
+    long.edit("recipes.sts.train.epochs", 12)
+    with training(long) as process:
+        assert process.wait(120) == 0, (long / "said").read_text()
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro", "train@sts"], cwd=long.folder, env=long.environment,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(lambda: committed(long) or process.poll() is not None, 60)
+        process.kill()
+    done = long.dvc("repro", "train@sts")
+    assert "continues from the checkpoint of step" in done.stdout
+    assert provenance.sha256(long / "models/sts/model.safetensors") == trained(long)["model.safetensors"]
+
+
+@pytest.mark.fault(9)
 def test_a_lock_is_free_when_its_holder_is_dead_and_different_outputs_have_different_locks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "WAIT", 0.1)

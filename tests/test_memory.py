@@ -55,5 +55,6 @@ def test_a_training_that_the_kernel_kills_for_want_of_memory_goes_on_with_parts_
     lines = []
     assert graph.reproduce("train@sts", lines.append) == "ran"
     assert [line for line in lines if line.endswith(
-        "and the kernel did kill for want of it; once more, with batches computed in two parts")]
+        "and the kernel did kill for want of it; once more, and where one process trains, with batches computed in two "
+        "parts")]
     assert json.loads((copy / "models/sts/lineage.json").read_text())["batches_computed_in_parts"] == 2

@@ -115,6 +115,19 @@ def test_the_room_that_its_own_checkpoints_have_is_a_runs_to_use(here, monkeypat
     passes()
 
 
+@pytest.mark.fault(7)
+def test_the_room_is_looked_at_again_before_training_for_a_model_that_came_meanwhile(here):
+    (here / "tiny-bert").rename(here / "later")
+    passes()
+    preflight.before("train@sts")
+    (here / "later").rename(here / "tiny-bert")
+    preflight.before("train@sts")
+    weights(here / "tiny-bert/model.safetensors", shutil.disk_usage(".").free // 42_000)
+    with pytest.raises(InputError, match="sts: 3 checkpoints of tiny-bert need"):
+        preflight.before("train@sts")
+    preflight.before("evaluate@sts")
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_refused_with_what_to_lower(here):
     here.edit("recipes.sts.train.batch_size", 100_000_000)
     assert "GB of memory and there are" in (said := refusal())

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for package in ("steps", "flows", "infra") for path in sorted((ROOT / package).rglob("*.py"))}
+BENCHMARKS = {f"benchmarks.{path.stem}": path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
 STEPS = ("download", "teach", "prepare", "train", "evaluate", "register")
 RECIPES = ("cola", "emotion", "mlm", "multilingual", "nli", "sts", "tsdae")
 TASKS = ("classes", "sts", "translation", "triplet")
@@ -42,6 +43,8 @@ def dangers(tree: ast.AST) -> set[str]:
             case ast.keyword(arg="trust_remote_code" | "shell" as key, value=value):
                 if not (isinstance(value, ast.Constant) and value.value is False):
                     found.add(key)
+            case ast.Dict(keys=keys):       # f(**{...})
+                found |= {key.value for key in keys if isinstance(key, ast.Constant)} & {"trust_remote_code", "shell"}
             case ast.keyword(arg="weights_only", value=value):
                 if not (isinstance(value, ast.Constant) and value.value is True):
                     found.add("weights_only")
@@ -68,7 +71,7 @@ def dangers(tree: ast.AST) -> set[str]:
 
 
 def parsed(module: str) -> ast.AST:
-    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+    return ast.parse((FILES | BENCHMARKS)[module].read_text(encoding="utf-8"))
 
 
 def python(code: str, folder: Path, environment: dict[str, str]) -> None:
@@ -112,7 +115,7 @@ def test_no_module_of_steps_imports_a_step_or_a_flow_or_the_stack():
     assert {module: found for module, found in upward.items() if found} == {}
 
 
-@pytest.mark.parametrize("module", FILES)
+@pytest.mark.parametrize("module", FILES | BENCHMARKS)
 def test_no_file_runs_code_from_data_or_a_shell(module):
     assert dangers(parsed(module)) == set()
 
@@ -123,7 +126,7 @@ def test_no_file_runs_code_from_data_or_a_shell(module):
     "torch.load(path, weights_only=False)", "np.load(path, allow_pickle=True)", "pd.read_pickle(path)",
     "import cloudpickle", "YAML(typ='unsafe')", "os.system('ls')", "eval(text)", "importlib.import_module('pickle')",
     "from os import system", "from subprocess import getoutput as run", "subprocess.getoutput('ls')",
-    "from yaml import unsafe_load"])
+    "from yaml import unsafe_load", "load(path, **{'trust_remote_code': True})"])
 def test_a_dangerous_line_would_be_found(code):
     assert dangers(ast.parse(f"def body():\n    {code}\n"))
 
