@@ -208,7 +208,8 @@ def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callab
             # A terminal sends Ctrl-C to all; the server inherits this mask and lives to hear how we ended.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                SubprocessASGIServer().start()
+                (server := SubprocessASGIServer()).start()
+                processes.end_with_us(server.server_process.pid)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ready.result()

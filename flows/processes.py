@@ -28,6 +28,17 @@ from dvc.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 COMMAND = (sys.executable, "-c", DVC)
+# Ends another process when ours has ended, by kill -9 too. One that ended before cannot have given its number away yet.
+WATCH = """
+import os, signal, sys, time
+ours, other = map(int, sys.argv[1:])
+while os.getppid() == ours:
+    time.sleep(0.5)
+try:
+    os.kill(other, signal.SIGTERM)
+except ProcessLookupError:
+    pass
+"""
 _running: set[subprocess.Popen] = set()
 _lock = threading.Lock()
 _stopped = threading.Event()
@@ -82,6 +93,12 @@ def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)      # a step whose DVC was killed would still save
     return process.returncode, outcome, said
+
+
+def end_with_us(pid: int) -> None:
+    """Lets a process that a library has started end when ours does, however that ends."""
+    subprocess.Popen([sys.executable, "-S", "-c", WATCH, str(os.getpid()), str(pid)], stdin=subprocess.DEVNULL,
+                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def stop() -> None:

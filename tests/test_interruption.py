@@ -116,7 +116,7 @@ def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
         wait_for_training(copy, process)
         assert any("steps.train" in command for command in steps(copy))
         process.kill()
-        until(lambda: not steps(copy), GONE)
+        until(lambda: not processes(copy), GONE)
     assert models(copy) == ["base"]
 
     for path, content in changed.items():
