@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from flows import graph, preflight
@@ -40,16 +41,23 @@ def check(name: str) -> tuple[Findings, Path]:
 def _look(name: str, project: params.Project, work: Path) -> Findings:
     settings = project.recipe(name)
     paths = (settings.dataset, settings.suite)
-    made = sorted(stage for path in paths if Path(path).exists() for stage in preflight.makers(path, project))
-    stale = graph.stale(made) if made else ()
-    files = [preflight.files(path, project, stale) or reading.splits(_fetched("dataset", path, project, work))
+    files = [preflight.files(path, project) or reading.splits(_fetched("dataset", path, project, work))
              for path in paths]
     base_model = preflight.model_folder(settings.base_model, project) or _fetched(
         "model", settings.base_model, project, work)
     found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": str(base_model)}),
                          work / "prepared", *files)
     found.stops += preflight.licences(name, settings, project)
+    found.notes += [f"{stage} would run anew, and this is of before" for stage in _stale(paths, project)]
     return found
+
+
+def _stale(paths: Iterable[str], project: params.Project) -> list[str]:
+    """The stages that made what was read of data/ and would make it anew; none while a run is at work on it."""
+    made = {stage for path in paths if Path(path).exists() for stage in preflight.makers(path, project)}
+    with contextlib.suppress(InputError):
+        return graph.stale(sorted(made)) if any(not stage.startswith("import_") for stage in made) else []
+    return []
 
 
 def _fetched(what: str, path: str, project: params.Project, work: Path) -> Path:
@@ -57,8 +65,7 @@ def _fetched(what: str, path: str, project: params.Project, work: Path) -> Path:
     name, folder = Path(path).name, work / path
     entry = project.sources("datasets" if what == "dataset" else "base_models").get(name)
     if entry is None or path.startswith("data/taught/"):
-        raise InputError(f"{path} is not there yet, or was made of other data or settings; make it with: dvc repro "
-                         f"teach@{name}")
+        raise InputError(f"{path} is not there yet; make it with: dvc repro teach@{name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     download.download(name, entry, what, folder)
     return folder

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from steps.schema import InputError
 
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
 NOT_KEPT = "ERROR: failed to transfer"
+_cache = threading.Lock()       # one looks through DVC's cache at a time: siblings share what they need
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str                   # train@sts
@@ -152,9 +156,20 @@ def discard_damaged(names: Iterable[str], folder: Path | None = None) -> list[st
     An object whose file in the workspace is right is written anew from that. Returns a line for each of the others; the
     stage is stale then, and runs again.
     """
-    repo = _repo(folder or Path())
+    with _cache:
+        return _discard_damaged(names, folder or Path())
+
+
+def _discard_damaged(names: Iterable[str], folder: Path) -> list[str]:
+    from dvc.exceptions import DvcException
+
+    repo = _repo(folder)
+    try:
+        outs = [out for stage in _named(repo, names) for out in stage.outs]
+    except DvcException as error:
+        raise InputError(f"dvc.yaml of {folder} does not resolve: {error}") from None
     said = []
-    for out in (out for stage in _named(repo, names) for out in stage.outs):
+    for out in outs:
         if not (out.hash_info and out.use_cache):
             continue
         whole, here = out.hash_info.value, Path(out.fs_path)
@@ -169,9 +184,10 @@ def discard_damaged(names: Iterable[str], folder: Path | None = None) -> list[st
         for digest in set(rotten) - set(bad):
             _write_anew(kept[digest], files[digest])
         if bad:
-            said.append(f"{out.def_path}: damaged in DVC's cache ({', '.join(str(kept[d]) for d in bad)}); removed, to "
-                        "be made anew")
-            for digest in {*bad, whole}:
+            gone = sorted({*bad, whole})        # a folder's list too: where that is there, DVC takes its files to be
+            said.append(f"{out.def_path}: damaged in DVC's cache; removed, to be made anew: "
+                        + ", ".join(str(kept[digest]) for digest in gone))
+            for digest in gone:
                 kept[digest].unlink(missing_ok=True)
             shutil.rmtree(here) if here.is_dir() else here.unlink(missing_ok=True)
     return said

@@ -18,7 +18,7 @@ def order(stage: graph.Stage, on_line: Callable[[str], None]) -> dict:
     """
     clean(f"{stage.name} runs on the work pool {stage.work_pool}, whose clone has the commit alone; commit them, and "
           "bring the commit there")
-    whole(stage.upstream, "here; run the same command again")
+    whole(stage.upstream, "run the same command again")
     graph.transfer("push", stage.upstream, on_line)
     known = params.read(graph.LOCK)["stages"]
     return {"stage": stage.name, "commit": provenance.git_commit(), "params_sha256": provenance.sha256(params.PARAMS),
@@ -37,8 +37,9 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
     graph.transfer("pull", upstream, on_line)
     if graph.discard_damaged(upstream):         # of this clone's cache
         graph.transfer("pull", upstream, on_line)
-        whole(upstream, "on the DVC remote too; remove it there, and the next run pushes it again")
-    preflight.before(stage)
+        whole(upstream, "it came so from the DVC remote: remove the same objects there, and the next run pushes them")
+    if graph.stale([stage]):
+        preflight.before(stage)
     outcome = graph.reproduce(stage, on_line, options=["--pull"])
     graph.transfer("push", [stage], on_line)
     return outcome
@@ -47,7 +48,7 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
 def whole(stages: Iterable[str], remedy: str) -> None:
     """Raises StageFailed where the stages' outputs are not what dvc.lock says, in the cache and in the workspace."""
     if damaged := graph.discard_damaged(stages):
-        raise StageFailed("\n".join(f"{line} {remedy}" for line in damaged))
+        raise StageFailed("\n".join([*damaged, remedy]))
 
 
 def bring_back(stage: str, on_line: Callable[[str], None]) -> str | None:

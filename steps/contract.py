@@ -99,6 +99,8 @@ class Findings:
             one, other = pair.split("/", 1)
             if counts.get("dropped"):
                 yield f"{one}: {counts['dropped']} rows left out that stand in {other} too"
+            if counts.get("near_dropped") and counts["near"]:
+                yield f"{one}: {counts['near']} rows left out that are nearly alike with {other}"
         for split, counts in self.repeats.items():
             if counts["conflicting"]:
                 yield f"{split}: {counts['conflicting']} examples that stand there with different labels"

@@ -128,15 +128,17 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         return ranks.wrapped(self.trained(), lambda inputs: self.compute_loss(self.model, inputs))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        features = self.collect_features(inputs)[0][0]
+        looks = self.state.global_step % self.args.logging_steps == 0
+        features = self.collect_features(inputs)[0][0] if looks else None
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.state.global_step % self.args.logging_steps == 0 and self.one_for_all(features):
+        if looks and self.one_for_all(features):
             raise self.refused("the embeddings have collapsed: all texts have one vector")
         return loss
 
     def one_for_all(self, features: dict[str, torch.Tensor]) -> bool:
         """Whether a few different texts of the batch have one vector; without dropout, and no random state moves."""
-        few = {name: value[:FEW] for name, value in features.items() if isinstance(value, torch.Tensor)}
+        few = {name: value[:FEW].to(self.model.device) for name, value in features.items()
+               if isinstance(value, torch.Tensor)}
         if len({tuple(text) for text in few["input_ids"].tolist()}) < 2:
             return False
         self.model.eval()

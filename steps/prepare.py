@@ -42,7 +42,7 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
         found.stops += contract.unlicensed(source.get("licence"), settings.contract)
         found.refuse()
         for line in found.said():
-            print(f"{line}; evergreen check shows them", flush=True)
+            print(f"{line}; see {folder}/report.json and the lists beside it", flush=True)
         splits = {split: {key: counts[key] for key in ("rows", "truncated")} for split, counts in found.written.items()}
         for name, values in (("summary", {"source": source, "splits": splits}), ("report", found.report())):
             (partial / f"{name}.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n",

@@ -61,8 +61,14 @@ def test_a_worker_fetches_anew_what_rotted_in_its_cache_and_refuses_what_rotted_
     flip(tmp_path / "elsewhere" / kept.relative_to(copy / ".dvc/cache"))
     kept.unlink()
     shutil.rmtree(copy / "data/prepared/sts")
-    with pytest.raises(graph.StageFailed, match=r"data/prepared/sts: damaged in DVC's cache .* on the DVC remote too"):
+    with pytest.raises(graph.StageFailed, match=r"(?s)prepared/sts: damaged in DVC's cache.* the DVC remote") as failed:
         remote.carry_out(**order, on_line=print)
+    named = [Path(path) for path in str(failed.value).splitlines()[0].partition("anew: ")[2].split(", ")]
+    assert len(named) == 2
+    copy.dvc("repro", "prepare@sts")
+    for path in named:
+        (tmp_path / "elsewhere" / path.relative_to(copy / ".dvc/cache")).unlink()
+    assert remote.carry_out(**remote.order(stage, print), on_line=print) == "unchanged"
 
 
 @pytest.mark.fault(11)

@@ -90,7 +90,7 @@ def test_prepare_writes_the_same_lists_beside_the_data(checked):
     assert "train: 201 rows" in done.stdout
     for said in ("train: 1 rows left out that break a rule", "train: 1 rows left out that stand in dev too",
                  "train: 1 examples that stand there with different labels"):
-        assert f"{said}; evergreen check shows them\n" in done.stdout
+        assert f"{said}; see data/prepared/sts/report.json and the lists beside it\n" in done.stdout
     assert (checked / "data/prepared/sts/quarantine.csv").read_text(encoding="utf-8") == (
         "split,file,line,column,rule,value\n"
         "train,data/raw/appliances/train.csv,202,score,is outside 0 to 5 (score_range),9\n")

@@ -44,6 +44,14 @@ def test_plain_text_is_held_against_each_text_of_a_pair(tmp_path):
     assert left == [("three",)] and counts["distinct"] == 2
 
 
+@pytest.mark.parametrize("ours, theirs, single", [
+    (("a", "b", "c"), [("a", "b", "c"), ("d", "e", "f")], False),          # anchor and positive, anchor and negative
+    (("one", "two"), [("one",), ("two",), ("three",), ("four",)], True)])
+def test_a_row_that_holds_several_examples_of_evaluation_leaks_all_of_them(tmp_path, ours, theirs, single):
+    left, counts = without(tmp_path, [ours], theirs, single=single)
+    assert (left, counts["dropped"], counts["leaked"]) == ([], 1, 0.5)
+
+
 def test_what_is_dropped_is_listed_with_what_it_equals(look):
     test = pairs(20, split="test")
     one, other, score = test[5]
