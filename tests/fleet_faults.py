@@ -90,7 +90,7 @@ def test_a_run_that_was_given_up_and_lives_registers_nothing(fleet):
     step.send_signal(signal.SIGSTOP)
     fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED", "message": "no heartbeat"}, force=True)
     step.send_signal(signal.SIGCONT)
-    fleet.poll(lambda: "register@sts" in fleet.tasks(run), 120)
+    fleet.poll(lambda: "register@sts" in fleet.tasks(run), 300)
     fleet.poll(lambda: not fleet.processes("prefect.engine"), 60)
     assert fleet.tasks(run)["evaluate@sts"] == "COMPLETED"
     assert fleet.tasks(run)["register@sts"] == "FAILED"
