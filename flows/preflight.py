@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from flows import graph
 from steps import checkpoint, contract, params, reading, recipes
 from steps.schema import InputError, Recipe
 from steps.sources import LocalDataset, LocalModel
@@ -43,9 +44,12 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
 
 
 def before(stage: str) -> None:
-    """Looks at the room for a training once more, whose base model may have come in this run. Raises InputError."""
+    """Looks at the room for a stale training once more, whose base model may have come in this run.
+
+    Raises InputError where there is too little.
+    """
     kind, _, name = stage.partition("@")
-    if kind == "train":
+    if kind == "train" and graph.stale([stage]):
         project = params.load()
         if too_much := room(name, project.recipe(name), project)[1]:
             raise InputError("\n".join(too_much))

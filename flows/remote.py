@@ -38,8 +38,7 @@ def carry_out(stage: str, commit: str, params_sha256: str, upstream: Mapping[str
     if graph.discard_damaged(upstream):         # of this clone's cache
         graph.transfer("pull", upstream, on_line)
         whole(upstream, "it came so from the DVC remote: remove the same objects there, and the next run pushes them")
-    if graph.stale([stage]):
-        preflight.before(stage)
+    preflight.before(stage)
     outcome = graph.reproduce(stage, on_line, options=["--pull"])
     graph.transfer("push", [stage], on_line)
     return outcome

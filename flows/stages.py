@@ -45,8 +45,7 @@ def run_stage(name: str, order: graph.Stage | None = None) -> str | State:
             outcome = elsewhere(order, logger.info)
         else:
             with _slots:
-                if graph.stale([name]):
-                    preflight.before(name)
+                preflight.before(name)
                 outcome = graph.reproduce(name, logger.info)
     except (InputError, StageFailed) as error:
         return Failed(message=str(error), data=error)       # raised, it would be printed with a traceback
