@@ -7,6 +7,7 @@ folder, each in a process forked from this one, which has imported all and train
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -123,12 +124,13 @@ def waited(child: int) -> int:
 
 def killed(recipe: str, kills: int, seed: int) -> dict:
     """How many kills hit, the weights and curves of every training that then came to its end and of one that nobody
-    killed, and by how many steps each kill put it back."""
+    killed, and by how many steps each kill put it back. As under DVC, the checkpoints go once the end is on record."""
     name = "nli" if recipe == "softmax" else recipe
     settings = few_rows(params.load(ROOT / "params.yaml").recipe(name), name, Path("../tiny").absolute(),
                         epochs=2 if recipe == "tsdae" else 8, patience=99)
     settings = softmax(settings) if recipe == "softmax" else settings
     patch = pytest.MonkeyPatch()
+    patch.setenv(checkpoint.DRIVEN, "yes")
 
     def train() -> None:
         follow = training.follow
@@ -136,13 +138,14 @@ def killed(recipe: str, kills: int, seed: int) -> dict:
         Path("ended").write_text(json.dumps(Training(patch, name, settings).run()), encoding="utf-8")
 
     def ended() -> dict:
+        shutil.rmtree(PLACE / name)
+        Path("steps").unlink()
         return json.loads(Path("ended").read_text(encoding="utf-8"))
 
     assert waited(forked(lambda: Training(patch, name, settings))) == 0     # prepares the data
     began = time.monotonic()
     assert waited(forked(train)) == 0
     lasts, expected = time.monotonic() - began, ended()
-    Path("steps").unlink()
     draw, hit, in_a_row, lost, results = random.Random(f"{seed} {recipe}"), 0, 0, [], []
     while hit < kills or in_a_row:
         child = forked(train)
@@ -157,7 +160,6 @@ def killed(recipe: str, kills: int, seed: int) -> dict:
         else:
             results.append(ended())
             in_a_row = 0
-            Path("steps").unlink()
     return {"kills": hit, "expected": expected, "results": results, "lost": lost}
 
 
