@@ -34,7 +34,8 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
-                                                          *licences(name, settings, project))]
+                                                          *licences(name, settings, project),
+                                                          *descent(name, settings, project))]
         needs, too_much = room(name, settings, project)
         if needs:
             print(needs, flush=True)
@@ -120,6 +121,16 @@ def licences(name: str, settings: Recipe, project: params.Project) -> Iterator[s
     if path.startswith("data/taught/"):
         path = project.teachers[Path(path).name].dataset
     yield from contract.unlicensed(project.sources("datasets")[Path(path).name].licence, settings.contract)
+
+
+def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+    """Why the model that a chain begins with cannot be trained as its later recipes do; prepare looks at the first."""
+    module, model = recipes.get(name), model_folder(settings.base_model, project)
+    if model and hasattr(module, "check") and not settings.base_model.startswith("models/base/"):
+        try:
+            module.check(model)
+        except InputError as error:
+            yield str(error)
 
 
 def model_folder(path: str, project: params.Project) -> Path | None:

@@ -24,8 +24,8 @@ COLLAPSED = 1e-6    # of their length, within which vectors of different texts a
 FEW = 4             # texts of a batch that are looked at for it
 
 
-def encoder(path: Path, max_length: int, pooling: str) -> SentenceTransformer:
-    """The encoder in `path`; one without sentence-transformers modules gets the pooling named."""
+def encoder(path: Path, max_length: int, pooling: str | None) -> SentenceTransformer:
+    """The encoder in `path`; one without sentence-transformers modules gets the pooling named, or mean."""
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformers_logging.disable_progress_bar()
@@ -35,9 +35,23 @@ def encoder(path: Path, max_length: int, pooling: str) -> SentenceTransformer:
         model = SentenceTransformer(str(path), trust_remote_code=False, local_files_only=True)
     else:
         words = Transformer(str(path), processor_kwargs={"local_files_only": True})     # saved with the tokenizer
-        model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), pooling_mode=pooling)])
+        pooled = Pooling(words.get_embedding_dimension(), pooling_mode=pooling or "mean")
+        model = SentenceTransformer(modules=[words, pooled])
     model.max_seq_length = max_length
     return model
+
+
+def pool(model: SentenceTransformer, pooling: str | None) -> None:
+    """Gives the encoder the pooling named in place of its own. Raises InputError where it has none to change."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    place = next((place for place, module in enumerate(model) if isinstance(module, Pooling)), None)
+    if pooling is None or (place is not None and model[place].pooling_mode == pooling):
+        return
+    if place is None:
+        raise InputError(f"train.pooling is {pooling}, and the base model's vectors are not pooled from those of its "
+                         "words; set it to null")
+    model[place] = Pooling(**model[place].get_config_dict() | {"pooling_mode": pooling})
 
 
 def embed(model: SentenceTransformer, texts: list[list[int]], batch_size: int) -> np.ndarray:
@@ -177,6 +191,7 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     unseen = batching.load(path) if (path := data / "held_out.arrow").exists() else (
         dev_set if names == recipe.TASK.TEXTS else None)
     model = load(base_model, settings)
+    pool(model, chosen.pooling)
     history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, chosen.patience, log)
     collator = recipe.collator(model.tokenizer, settings, seed) if hasattr(recipe, "collator") else (
         batching.Collator(model.tokenizer.pad_token_id))

@@ -146,7 +146,9 @@ class Train(Strict):
 
 
 class EmbeddingTrain(Train):
-    pooling: Literal["mean", "cls", "max"]
+    """pooling is how the words' vectors become one; that of the base model, else mean, where it is null."""
+
+    pooling: Literal["mean", "cls", "max"] | None
 
 
 class ClassificationTrain(Train):
@@ -229,6 +231,18 @@ class Recipe(Strict):
                              f"those are: {', '.join(known) or 'none'}")
         return self
 
+    @model_validator(mode="after")
+    def _tasks_are_of_its_kind(self):
+        for name, entry in self.tasks.items():
+            if (entry.task == "classes") != (self.kind == "classification"):
+                raise ValueError(f"tasks.{name}: a model of the kind {self.kind} cannot be scored on the task "
+                                 f"{entry.task!r}, which takes {'labels' if entry.task == 'classes' else 'vectors'}; "
+                                 "remove it, or move it to a recipe of the other kind")
+            if entry.task == "classes" and entry.labels != self.prepare.labels:
+                raise ValueError(f"tasks.{name}.labels is {entry.labels}, and the model's labels are "
+                                 f"{self.prepare.labels}: give it the same, in the same order")
+        return self
+
     @field_validator("tasks")
     @classmethod
     def _tasks(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +272,8 @@ class Unlabelled(Recipe):
         if entry is None or entry.task != "sts" or entry.dev is None:
             raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
                              "plain text alone tells nothing of the model's quality")
+        if self.prepare.subset:
+            raise ValueError("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
         return self
 
 

@@ -124,7 +124,7 @@ class History(TrainerCallback):
 
     def overfits_from(self) -> float | None:
         """The epoch from which on dev's loss only rises while the training's does not; None where it does not."""
-        rows = [row for row in self.epochs if row["step"] and row["dev_loss"] is not None]
+        rows = [row for row in self.epochs if row["step"] and None not in (row["dev_loss"], row["train_loss"])]
         first = None
         for before, row in pairwise(rows):
             rising = row["dev_loss"] > before["dev_loss"] and row["train_loss"] <= before["train_loss"]

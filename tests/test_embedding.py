@@ -234,6 +234,26 @@ def test_a_plain_bert_gets_the_pooling_named(tiny_model, pooling):
     assert np.allclose(found[0], by_hand, atol=1e-5)
 
 
+def test_the_pooling_named_takes_the_place_of_the_base_models_own(tiny_model, asked, data, tmp_path):
+    """What is trained pools as the recipe says; what the base model is compared with stays as it was."""
+    base = tmp_path / "base"
+    embedding.save(embedding.encoder(tiny_model, 128, "mean"), base)
+    modes = {}
+    for pooling in (None, "mean", "cls"):
+        settings = changed(asked, pooling=pooling)
+        modes[pooling] = [model[1].pooling_mode for model in (
+            embedding.build_trainer(sts, settings, 42, data, base, tmp_path / "scratch", lambda *_: None)[0].model,
+            embedding.load(base, settings))]
+    assert modes == {None: ["mean", "mean"], "mean": ["mean", "mean"], "cls": ["cls", "mean"]}
+
+
+def test_a_pooling_for_an_encoder_that_has_none_is_refused(tiny_model):
+    model = embedding.encoder(tiny_model, 128, None)
+    del model[1]
+    with pytest.raises(InputError, match=r"train.pooling is cls, and the base model's vectors are not pooled"):
+        embedding.pool(model, "cls")
+
+
 def test_a_folder_without_safetensors_is_refused(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "pytorch_model.bin").write_bytes(b"anything")

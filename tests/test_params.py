@@ -158,6 +158,8 @@ def test_shares_that_leave_nothing_to_train_and_an_empty_subset_are_refused(tmp_
     assert said.endswith(": dev and test together must leave a share to train")
     path = edited(tmp_path, "recipes/emotion/prepare/subset", {"seed": 1, "train": 0, "dev": 1})
     assert refusal(path).startswith(f"{path}: recipes.emotion.prepare.subset.train = 0: Input should be greater than")
+    path = edited(tmp_path, "recipes/tsdae/prepare/subset", {"seed": 1, "train": 9, "dev": 5})
+    assert refusal(path).endswith("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
 
 
 @pytest.mark.parametrize("value", ["../train.csv", ["train.csv", "../more.csv"]])

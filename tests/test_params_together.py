@@ -28,12 +28,33 @@ def test_softmax_learns_from_pairs(tmp_path):
 
 
 def test_the_first_task_of_plain_text_must_be_sts(tmp_path):
-    first = {"task": "classes", "dev": "dev", "test": "test", "columns": {"text": "text", "label": "label"},
-             "labels": ["no", "yes"]}
+    first = {"task": "triplet", "dev": "dev", "test": "test",
+             "columns": {"anchor": "a", "positive": "p", "negative": "n"}}
     second = params.read(OURS)["recipes"]["tsdae"]["tasks"]["appliances"]
     params.load(edited(tmp_path, "recipes/tsdae/tasks", {"a": second, "b": first}))
     assert "tasks must begin with a task `sts`" in refusal(
         edited(tmp_path, "recipes/tsdae/tasks", {"a": first, "b": second}))
+
+
+CLASSES = {"task": "classes", "test": "test", "columns": {"text": "text", "label": "label"}}
+
+
+@pytest.mark.parametrize("recipe, labels, said", [
+    ("sts", ["no", "yes"], "tasks.more: a model of the kind embedding cannot be scored on the task 'classes', which "),
+    ("cola", ["acceptable", "unacceptable"], "tasks.more.labels is ['acceptable', 'unacceptable'], and the model's "
+                                             "labels are ['unacceptable', 'acceptable']: give it the same, in the "),
+])
+def test_a_task_that_does_not_fit_the_model_is_refused(tmp_path, recipe, labels, said):
+    more = {"more": CLASSES | {"labels": labels}}
+    assert f"recipes.{recipe}: {said}" in refusal(edited(tmp_path, f"recipes/{recipe}/tasks", more))
+
+
+def test_a_task_of_the_models_labels_and_one_of_pairs_are_taken(tmp_path):
+    more = {"more": CLASSES | {"labels": ["unacceptable", "acceptable"]}}
+    assert params.load(edited(tmp_path, "recipes/cola/tasks", more))
+    pairs = params.read(OURS)["recipes"]["nli"]["tasks"]
+    assert "cannot be scored on the task 'sts', which takes vectors" in refusal(
+        edited(tmp_path, "recipes/cola/tasks", pairs))
 
 
 @pytest.mark.parametrize("task", ["stss", None, 3])

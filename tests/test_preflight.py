@@ -10,7 +10,7 @@ import pytest
 from flows import preflight
 from steps import params
 from steps.schema import InputError
-from tests.conftest import Project
+from tests.conftest import ROOT, Project
 
 TRAIN = "samples/appliances/train.csv"
 
@@ -83,6 +83,17 @@ def test_data_that_will_be_fetched_anew_say_nothing(here):
     (here / "data/raw/elsewhere/train.csv").write_text("one,two,three\n", encoding="utf-8")
     assert "column 'sentence1' is missing" in refusal()
     preflight.check(["sts"], params.load(), ["download_dataset@elsewhere"])
+
+
+def test_a_chain_that_begins_with_a_model_that_its_last_recipe_cannot_train_is_refused(here):
+    entry = params.read(ROOT / "params.yaml")["recipes"]["tsdae"]
+    here.edit("recipes.tsdae", entry | {"base_model": "models/sts", "dataset": "data/raw/appliances", "prepare":
+                                        entry["prepare"] | {"columns": {"text": "sentence1"}}})
+    preflight.check(["sts", "tsdae"], params.load())
+    config = json.loads((here / "tiny-bert/config.json").read_text(encoding="utf-8"))
+    (here / "tiny-bert/config.json").write_text(json.dumps(config | {"model_type": "distilbert"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"^tsdae: tiny-bert is a distilbert encoder, for which there is no decoder"):
+        preflight.check(["sts", "tsdae"], params.load())
 
 
 @pytest.mark.parametrize("key, value, said", [

@@ -51,6 +51,11 @@ def test_part_of_an_epoch_is_named_as_such():
     assert history("f1_macro", (0.25, 1, 0.5, 0), (0.5, 1, 0.4, 0), (0.75, 1, 0.6, 0)).overfits_from() == 0.75
 
 
+def test_an_evaluation_before_the_first_line_of_the_log_says_nothing_of_it():
+    rows = [(0.25, None, 0.2, 0), (0.5, 1, 0.4, 0), (0.75, 1, 0.6, 0)]
+    assert history("f1_macro", *rows).overfits_from() == 0.75
+
+
 @pytest.mark.parametrize("selects_by, epoch", [("f1_macro", 2), ("loss", 3)])
 def test_kept_is_the_best_on_dev_after_training_began_and_the_first_of_equals(selects_by, epoch):
     rows = [(0, None, 0.1, 0.99), (1, 1, 0.9, 0.2), (2, 1, 0.8, 0.7), (3, 1, 0.3, 0.7), (4, 1, 0.3, 0.1)]
