@@ -1,44 +1,29 @@
-"""params.yaml and dvc.yaml -> what a Prefect server holds: work pools, deployments, automations, no dead runs.
-
-With pipeline.py, stages.py and notifications.py the only import of prefect.
-"""
+"""params.yaml and dvc.yaml -> what a Prefect server holds: work pools, deployments, automations, no dead runs."""
 
 import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate, DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed
+from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema_from_entrypoint
 from pydantic import ValidationError
 
-from flows import graph
+from flows import graph, lease
+from flows.server import RETRAIN, STAGE, TAG, connected, everything
 from flows.settings import HEARTBEAT
 from steps import params
 from steps.schema import InputError, Recipe
 
-RETRAIN, STAGE = "retrain", "stage"         # the flows by their names, and where they stand
-ENTRIES = {RETRAIN: "flows/pipeline.py:retrain", STAGE: "flows/stages.py:stage"}
-TAG, DRIFT = "evergreen", "drift"
-LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
-START = timedelta(minutes=10)               # for a worker to start what it has taken
-PATIENCE = 120.0                            # seconds for which a server may be away
+ENTRIES = {RETRAIN: "flows/pipeline.py:retrain", STAGE: "flows/stages.py:stage"}     # where our flows stand
+DRIFT = "drift"                             # the tag of a run that it started
 FOLDER = "EVERGREEN_PROJECT"                # the variable by which a worker says where its clone is
 
 
@@ -49,14 +34,14 @@ def deploy() -> list[str]:
     """
     project = params.load()
     pools = remote_pools(project)
-    with server() as client:
+    with connected() as client:
         said = [work_pool(client, name) for name in (project.work_pool, *pools)]
         wanted = {}
         for name, recipe in project.recipes.items():
             wanted[RETRAIN, name] = retraining(client, name, recipe, project.work_pool)
         for pool in pools:
             wanted[STAGE, pool] = one_stage(client, pool)
-        said += [*wanted.values(), *automations(client), *swept(client)]
+        said += [*wanted.values(), *lease.automations(client), *lease.swept(client)]
         for flow, name, identity in deployed(client):
             if (flow, name) not in wanted:
                 client.delete_deployment(identity)
@@ -65,115 +50,16 @@ def deploy() -> list[str]:
     return said
 
 
-def automations(client: SyncPrefectClient) -> Iterator[str]:
-    """Makes the server give up runs that show no sign of life: their process and its worker are dead or cut off.
-
-    It looks at our flows alone, for others may beat less often.
-    """
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", "Suspended", "AwaitingRetry")
-    for name, after, expected, within, message in (
-            ("lost", "heartbeat", ("heartbeat", *ends), LEASE, "no heartbeat: its process is dead or cut off"),
-            ("not started", "Pending", ("Running", *ends), START, "its worker took it and did not start it")):
-        wanted = AutomationCore(
-            name=f"{TAG}: {name}", description=f"A run is given up: {message}.",
-            trigger=EventTrigger(
-                after={f"prefect.flow-run.{after}"}, expect={f"prefect.flow-run.{state}" for state in expected},
-                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-                match_related=ResourceSpecification({
-                    "prefect.resource.role": "flow", "prefect.resource.id": [
-                        f"prefect.flow.{client.create_flow_from_name(flow)}" for flow in (RETRAIN, STAGE)]}),
-                for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=within),
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)])
-        if known := client.read_automations_by_name(wanted.name):
-            client.update_automation(known[0].id, wanted)
-        else:
-            client.create_automation(wanted)
-        yield f"automation {wanted.name}: after {within.total_seconds():g} s"
-
-
-def sweep() -> list[str]:
-    """Gives up what died before the server or its automations were there; a line for each run."""
-    with server() as client:
-        return list(swept(client))
-
-
-def swept(client: SyncPrefectClient) -> Iterator[str]:
-    def in_state(*types: StateType) -> dict:
-        return {"state": filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(types)))}
-
-    ours = filters.FlowFilter(name=filters.FlowFilterName(any_=[RETRAIN, STAGE]))
-    now = datetime.now(UTC)
-    for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=filters.FlowRunFilter(
-            **in_state(StateType.RUNNING, StateType.CANCELLING))):
-        if run.state.timestamp < now - LEASE and not beats(client, run.id, now - LEASE):
-            client.set_flow_run_state(run.id, Crashed(message="no sign of life; swept"), force=True)
-            yield f"run {run.name}: given up, no sign of life since before {now - LEASE:%Y-%m-%d %H:%M:%SZ}"
-    # a task has no heartbeat of its own, and stays Running when its flow is given up
-    for task in client.read_task_runs(
-            flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**in_state(
-                StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)),
-            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(
-                any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])))):
-        client.set_task_run_state(task.id, Crashed(message="its run has ended; swept"), force=True)
-        yield f"task {task.name}: given up, for its run has ended"
-
-
-def beats(client: SyncPrefectClient, run, since: datetime) -> bool:
-    """Whether a run has shown a sign of life since then."""
-    return client.read_events(EventFilter(
-        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]), occurred=EventOccurredFilter(since=since),
-        resource=EventResourceFilter(id=[f"prefect.flow-run.{run}"])), limit=1).total > 0
-
-
-def on_a_server() -> bool:
-    """Whether the run is recorded on a server that people look at, not on a temporary one that is its own."""
-    return "PREFECT_API_URL" in os.environ
-
-
-def check_lease(run) -> None:
-    """Raises InputError where the server has given this run up, or cannot be asked: then others may be at its work."""
-    if not on_a_server():
-        return
-    with get_client(sync_client=True) as client:
-        state = patiently(lambda: client.read_flow_run(run)).state
-    if not state.is_running():
-        raise InputError(f"the server has given this run up ({state.name}: {state.message}); it registers and promotes "
-                         "nothing")
-
-
-def patiently(ask: Callable):
-    """The server's answer, waited for while it is away. Raises InputError where it stays away."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return ask()
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) or time.monotonic() > until:
-                raise InputError(f"the Prefect server does not answer: {error or type(error).__name__}") from None
-            time.sleep(1)
-
-
-def show(run, text: str) -> None:
-    """Puts Markdown on the run's page, in place of what stood there."""
-    with get_client(sync_client=True) as client:
-        of_it = filters.ArtifactFilter(flow_run_id=filters.ArtifactFilterFlowRunId(any_=[run]),
-                                       type=filters.ArtifactFilterType(any_=["markdown"]))
-        if known := client.read_artifacts(artifact_filter=of_it):
-            client.update_artifact(known[0].id, ArtifactUpdate(data=text))
-        else:
-            client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
-
-
 def stage_pools() -> set[str]:
     """The work pools to which the server deploys stages."""
-    with server() as client:
+    with connected() as client:
         return {name for flow, name, _ in deployed(client) if flow == STAGE}
 
 
 def start_for_drift(recipe: str) -> str:
     """Starts a retraining that decides nothing, unless drift has started one within its cool-down."""
     hours = params.load().drift.cooldown_hours
-    with server() as client:
+    with connected() as client:
         try:
             found = client.read_deployment_by_name(f"{RETRAIN}/{recipe}")
         except ObjectNotFound:
@@ -183,6 +69,7 @@ def start_for_drift(recipe: str) -> str:
         for run in client.read_flow_runs(flow_run_filter=filters.FlowRunFilter(
                 deployment_id=filters.FlowRunFilterDeploymentId(any_=[found.id]),
                 tags=filters.FlowRunFilterTags(all_=[DRIFT]),
+                state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(not_any_=[StateType.CANCELLED])),
                 expected_start_time=filters.FlowRunFilterExpectedStartTime(after_=since)), limit=1):
             return f"no retraining: drift started {run.name} less than {hours:g} hours ago (drift.cooldown_hours)"
         run = client.create_flow_run_from_deployment(found.id, parameters={"recipes": [recipe], "decide": False},
@@ -201,8 +88,9 @@ def work(pool: str, health: bool) -> None:
     if pool not in (known := [project.work_pool, *remote_pools(project)]):
         raise InputError(f"the project has no work pool {pool!r}; it has: {', '.join(known)} (work_pool in "
                          f"{params.PARAMS}, meta in dvc.yaml)")
-    with server() as client:
-        print(work_pool(client, pool), *swept(client), sep="\n", flush=True)     # such as what died with the last one
+    with connected() as client:
+        # such as what died with the last one
+        print(work_pool(client, pool), *lease.swept(client), sep="\n", flush=True)
     # Started with & by a script it would inherit that Ctrl-C is ignored, and take runs after it was asked to end.
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
@@ -211,26 +99,6 @@ def work(pool: str, health: bool) -> None:
                               "--name", f"{pool} of {socket.gethostname()}",
                               *([] if pool == project.work_pool else ["--limit", "1"]),
                               *(["--with-healthcheck"] if health else [])])
-
-
-@contextmanager
-def server() -> Iterator[SyncPrefectClient]:
-    """A client of the server. Raises InputError where none is named, none answers or it lets nobody in."""
-    if not (url := PREFECT_API_URL.value()):
-        raise InputError("PREFECT_API_URL is not set: deployments are kept by a server; start one with `prefect server "
-                         "start` and set PREFECT_API_URL=http://127.0.0.1:4200/api")
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pools(limit=1)
-        except PrefectHTTPStatusError as error:
-            status = error.response.status_code
-            remedy = ("set PREFECT_API_AUTH_STRING to its user:password" if status in (401, 403) else
-                      "PREFECT_API_URL must end with the server's /api")
-            raise InputError(f"the Prefect server {url} answers {status}: {remedy}") from None
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            raise InputError(f"the Prefect server {url} does not answer ({error or type(error).__name__}); start it or "
-                             "correct PREFECT_API_URL") from None
-        yield client
 
 
 def remote_pools(project: params.Project) -> list[str]:
@@ -289,7 +157,7 @@ def schedule(name: str, recipe: Recipe) -> CronSchedule | IntervalSchedule | Non
 
 def deployed(client: SyncPrefectClient) -> Iterator[tuple[str, str, object]]:
     """(flow, name, id) of every deployment of ours on the server."""
-    flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
-    for found in client.read_deployments(limit=200):
+    flows = {flow.id: flow.name for flow in everything(client.read_flows)}
+    for found in everything(client.read_deployments):
         if TAG in found.tags and flows.get(found.flow_id) in (RETRAIN, STAGE):
             yield flows[found.flow_id], found.name, found.id

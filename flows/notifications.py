@@ -1,6 +1,7 @@
-"""One webhook of the user's choice -> told once of each retraining that failed, crashed or ended with a verdict.
+"""One webhook of the user's choice -> told once of each retraining that failed, crashed or came to a verdict.
 
-It is also told where a retraining finds that a source has a newer revision than the pinned one.
+It is told again of a verdict that waited for a person, when there is an answer or the time is over; and where a
+retraining finds that a source has a newer revision than the pinned one, once of each.
 
 EVERGREEN_WEBHOOK=https://... python -m flows.notifications
 
@@ -10,6 +11,7 @@ https://docs.prefect.io/v3/concepts/automations
 import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefect.automations import Automation
@@ -24,6 +26,7 @@ from steps import command
 from steps.schema import InputError
 
 VERDICT, NEWS = "evergreen.verdict", "evergreen.news"
+TOLD = Path(".evergreen/news.txt")      # the news that were told
 FLOW = "retrain"        # the stages that it runs elsewhere are flows too, and tell it how they ended
 TEXTS = {
     "prefect.flow-run.Failed": '"retraining failed: " ~ flow_run.state.message',
@@ -68,6 +71,15 @@ def announce(event: str, texts: list[str]) -> None:
     run = get_run_context().flow_run
     emit_event(event, {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
                payload={"text": "\n\n".join(texts)})
+
+
+def announce_new(news: list[str]) -> None:
+    """Tells of newer revisions once, not at every run until somebody pins them."""
+    known = TOLD.read_text(encoding="utf-8").splitlines() if TOLD.exists() else []
+    if new := [line for line in news if line not in known]:
+        announce(NEWS, new)
+    TOLD.parent.mkdir(exist_ok=True)
+    TOLD.write_text("".join(f"{line}\n" for line in news), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,19 +1,28 @@
 """What a run did -> Markdown for its page on the Prefect server: stages, scores, verdicts, links to MLflow."""
 
+import os
 import re
 from collections.abc import Mapping
 
 from flows import promotion
 from steps import params, register, registry, scores, tracking
 
+STAGES = "| stage | |"      # the head of the table with which the page ends
+
 
 def page(stages: Mapping[str, str], versions: Mapping[str, int]) -> str:
     """`stages` says what became of each stage; `versions` names the version of each recipe that came so far."""
-    lines = []
-    for recipe, number in versions.items():
-        lines += [*version(recipe, number), ""]
-    lines += ["| stage | |", "|---|---|", *(f"| `{name}` | {outcome} |" for name, outcome in stages.items()), ""]
-    return "\n".join(lines)
+    lines = [STAGES, "|---|---|", *(f"| `{name}` | {outcome} |" for name, outcome in stages.items()), ""]
+    return above(versions) + "\n".join(lines)
+
+
+def again(text: str, versions: Mapping[str, int]) -> str:
+    """A page with its versions as they now are; what it says of the stages stays."""
+    return above(versions) + "".join(text.partition(STAGES)[1:])
+
+
+def above(versions: Mapping[str, int]) -> str:
+    return "".join("\n".join(version(recipe, number)) + "\n\n" for recipe, number in versions.items())
 
 
 def version(recipe: str, number: int) -> list[str]:
@@ -30,6 +39,9 @@ def version(recipe: str, number: int) -> list[str]:
 
 
 def link(text: str, path: str) -> str:
-    """A link to MLflow's page, where the store is a server."""
-    uri = re.sub(r"//[^/@]*@", "//", tracking.uri()).rstrip("/")      # without user and password
-    return f"[{text}]({uri}/#/{path})" if uri.startswith("http") else text
+    """A link to MLflow's page, where the store is a server: a browser may call it by another address than we."""
+    if not tracking.uri().startswith("http"):
+        return text
+    without_password = re.sub(r"//[^/@]*@", "//", tracking.uri())
+    uri = (os.environ.get("EVERGREEN_MLFLOW_PAGE") or without_password).rstrip("/")
+    return f"[{text}]({uri}/#/{path})"

@@ -1,6 +1,6 @@
 """Hub sources of params.yaml -> the present commits of their branches, written beside them or told as news."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from steps import params
@@ -51,9 +51,9 @@ def pin(names: list[str], path: Path = params.PARAMS) -> list[tuple[str, str, st
     return found
 
 
-def news(stages: Iterable[str]) -> Iterator[str]:
-    """A line for each source of these stages whose branch has a commit other than the pinned one, or cannot be read."""
-    project = params.load()
+def news(stages: Iterable[str]) -> tuple[list[str], list[str]]:
+    """A line for each source of these stages whose branch has another commit than the pinned one, or cannot be read."""
+    project, newer, unknown = params.load(), [], []
     for stage in stages:
         step, _, name = stage.partition("@")
         dataset = step.endswith("dataset")
@@ -65,11 +65,12 @@ def news(stages: Iterable[str]) -> Iterator[str]:
         try:
             commit = head(dataset, source.hub, branch)
         except InputError as error:
-            yield str(error)
+            unknown.append(str(error))
             continue
         if commit != source.revision:
-            yield (f"{name}: {source.hub} at {branch!r} is {commit}, pinned is {source.revision}; to train on it: "
-                   f"evergreen pin {name}, and commit params.yaml")
+            newer.append(f"{name}: {source.hub} at {branch!r} is {commit}, pinned is {source.revision}; to train on "
+                         f"it: evergreen pin {name}, and commit params.yaml")
+    return newer, unknown
 
 
 def head(dataset: bool, hub_name: str, branch: str) -> str:

@@ -6,33 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
-from prefect.context import get_run_context
-from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.futures import wait
-from prefect.input import RunInput
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Failed, State
-from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, notifications, page, pin, preflight, processes, promotion
+from flows import approval, deploy, graph, lease, notifications, page, pin, preflight, processes, promotion, server
 from flows.stages import run_stage, set_slots, turn
 from steps import attempts, history, params, register, tracking
 from steps.schema import InputError
-
-
-class Approval(RunInput):
-    """What the server's page asks a person for."""
-
-    promote: bool
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def register_model(recipe: str, attempt: str) -> dict | State:
     """Registers what the recipe's stages left; the same version when nothing changed."""
     try:
-        deploy.check_lease(runtime.flow_run.id)
+        lease.check_lease(runtime.flow_run.id)
         version = register.register(recipe, attempt)
     except InputError as error:
         return Failed(message=str(error), data=error)
@@ -45,7 +34,7 @@ def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> st
     """The verdict on a version: promote, hold or reject by the rules of now. Returns its state."""
     warn(history.notice(recipe))
     try:
-        deploy.check_lease(runtime.flow_run.id)
+        lease.check_lease(runtime.flow_run.id)
         state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]
     except InputError as error:
         return Failed(message=str(error), data=error)
@@ -53,24 +42,7 @@ def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> st
     return state
 
 
-def confirm(recipe: str, number: int) -> None:
-    """Asks a person on the server's page; where nobody answers in time the verdict is a hold.
-
-    The run of a deployment is suspended: its process ends, and another goes on from here when there is an answer.
-    Another run is paused.
-    """
-    hours = params.load().recipe(recipe).gate.approval.hours
-    get_run_logger().info("waits %g hours for a person: %s", hours, url_for(get_run_context().flow_run))
-    ask = {"wait_for_input": Approval, "timeout": round(3600 * hours), "key": f"{recipe}-{number}"}
-    try:
-        answer = suspend_flow_run(**ask) if runtime.deployment.id else pause_flow_run(**ask)
-        said = "yes" if answer.promote else "no"
-    except FlowPauseTimeout:
-        said = "lapsed"
-    promotion.decide(f"{recipe}@{number}", said)
-
-
-@flow(name=deploy.RETRAIN, persist_result=False)      # stored results are pickles
+@flow(name=server.RETRAIN, persist_result=False)      # stored results are pickles
 def retrain(recipes: list[str], approve: str | None = None, decide: bool = True) -> dict | State:
     """Every recipe's stages, siblings side by side, its registration and its verdict. Names the first failure."""
     if not runtime.deployment.id:
@@ -78,16 +50,23 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
     try:
         with turn():
             graph.mend()
-            warn(deploy.sweep())
+            warn(lease.sweep())
+            if asked := approval.asked(recipes):
+                return answered(recipes, asked)
+            if lapsed := approval.close(recipes):
+                notifications.announce(notifications.VERDICT, lapsed)
+            if approve == promotion.LAPSED:         # this run was started for the end of the time to answer
+                return Completed(message=f"{len(lapsed)} lapsed; nothing was trained")
             project = params.load()
-            stages = [s.name for s in graph.plan(project.targets(recipes))]
-            if told := list(pin.news(stages)):
-                warn(told)
-                notifications.announce(notifications.NEWS, told)
-            answered = get_run_context().flow_run.empirical_policy.pause_keys      # it was suspended and goes on
-            if not (stale := graph.stale(stages)) and not answered and all(map(register.registered, recipes)):
-                return unchanged(recipes, approve, decide)
-            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale)
+            plan = graph.plan(project.targets(recipes))
+            stages = [s.name for s in plan]
+            newer, unknown = pin.news(stages)
+            warn(newer + unknown)
+            notifications.announce_new(newer)
+            if not (stale := graph.stale(stages)) and all(map(register.registered, recipes)):
+                return unchanged(stages, recipes, approve, decide)
+            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale,
+                            preflight.away(plan, project))
             set_slots(project)
             done = retrained(recipes, approve, decide)
             # a task's own state would be summed up as '1/1 states failed'
@@ -96,25 +75,47 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
         return Failed(message=str(error))
 
 
-def unchanged(recipes: list[str], approve: str | None, decide: bool) -> State:
+def answered(recipes: list[str], asked: dict[str, int]) -> State:
+    """What a run does that was suspended and goes on: it hears the answer about the version that it asked about.
+
+    A later run may have made another meanwhile, and asks about that itself. Where several of this run's recipes wait,
+    it asks about the next.
+    """
+    for recipe in (*asked, *(r for r in recipes if r not in asked)):
+        number = asked.get(recipe) or promotion.waiting(recipe)
+        if number and promotion.state(recipe, number).startswith(promotion.WAITING):
+            asked[recipe] = number
+            approval.ask(recipe, number)
+    server.show(runtime.flow_run.id, page.again(server.page(runtime.flow_run.id), asked))
+    tell(asked)
+    return Completed(message=", ".join(f"{one}@{number} ({promotion.state(one, number)})"
+                                       for one, number in asked.items()))
+
+
+def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide: bool) -> State:
     """What a scheduled run says where sources, parameters, code and environment are those of the last success.
 
     The rules of promotion and the time that a person has may be others, so the verdict is looked at.
     """
-    said, attempt = [], begin(recipes)
-    deploy.check_lease(runtime.flow_run.id)
+    versions, said, moved, attempt = {}, [], {}, begin(recipes)
+    lease.check_lease(runtime.flow_run.id)
     for recipe in recipes:
         warn(history.notice(recipe))
-        number = register.registered(recipe).number
+        number = versions[recipe] = register.registered(recipe).number
         name = f"{recipe}@{number}"
         if not decide:
             said.append(name)
             continue
         before = promotion.state(recipe, number)
         state = promotion.decide(name, approve, attempt[recipe])[1]
-        if state.startswith(promotion.WAITING) and state != before:
-            confirm(recipe, number)
+        if state != before:
+            moved[recipe] = number
         said.append(f"{name} ({state})")
+    server.show(runtime.flow_run.id, page.page(dict.fromkeys(stages, "unchanged"), versions))
+    tell(moved)
+    for recipe, number in moved.items():
+        if promotion.state(recipe, number).startswith(promotion.WAITING):
+            approval.ask(recipe, number)
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
 
@@ -154,16 +155,20 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                         recipe, number, approve, attempt[recipe])
                 verdicts[recipe].wait()
         show(stages, versions)
-        for recipe, verdict in verdicts.items():
-            if verdict.state.is_completed() and verdict.result().startswith(promotion.WAITING) and deploy.on_a_server():
-                confirm(recipe, versions[recipe].result()["version"])
+        if server.on_a_server():
+            judged = {recipe: versions[recipe].result()["version"] for recipe, verdict in verdicts.items()
+                      if verdict.state.is_completed()}
+            tell(judged)
+            waiting = {recipe: number for recipe, number in judged.items()
+                       if verdicts[recipe].result().startswith(promotion.WAITING)}
+            for recipe, number in waiting.items():
+                approval.ask(recipe, number)
+            if waiting:
                 show(stages, versions)
+                tell(waiting)
         for future in (*stages.values(), *versions.values(), *verdicts.values()):
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
-        if verdicts and deploy.on_a_server():
-            notifications.announce(notifications.VERDICT, [
-                promotion.text(recipe, versions[recipe].result()["version"]) for recipe in verdicts])
         return {"stages": {name: future.result() for name, future in stages.items()},
                 "versions": {recipe: future.result() for recipe, future in versions.items()}}
     except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages
@@ -171,26 +176,32 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
         raise
 
 
+def tell(versions: dict[str, int]) -> None:
+    """Announces the verdicts on these versions as they now are."""
+    if versions:
+        notifications.announce(notifications.VERDICT, [promotion.text(*one) for one in versions.items()])
+
+
 def show(stages: dict, versions: dict) -> None:
     """Puts what happened on the run's page of a server."""
-    if deploy.on_a_server():
+    if server.on_a_server():
         outcomes = {name: future.result() if future.state.is_completed() else
                     f"{future.state.name}: {(future.state.message or '').partition(chr(10))[0]}"
                     for name, future in stages.items()}
         numbers = {recipe: future.result()["version"] for recipe, future in versions.items()
                    if future.state.is_completed()}
-        deploy.show(runtime.flow_run.id, page.page(outcomes, numbers))
+        server.show(runtime.flow_run.id, page.page(outcomes, numbers))
 
 
 def pools(plan: list[graph.Stage], own: str) -> set[str]:
     """The work pools to which the server deploys our stages, of those that they ask for; the others run here."""
     wanted = {stage.work_pool for stage in plan} - {None, own}
-    if not (wanted and deploy.on_a_server()):
+    if not (wanted and server.on_a_server()):
         return set()
     there = wanted & deploy.stage_pools()
     for pool in wanted - there:
         get_run_logger().info("the server has no deployment %s/%s, so its stages run here; make it with: "
-                              "evergreen deploy", deploy.STAGE, pool)
+                              "evergreen deploy", server.STAGE, pool)
     return there
 
 

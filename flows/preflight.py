@@ -25,10 +25,11 @@ SAVED = 16              # bytes a parameter in a checkpoint: the weights, the be
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = ()) -> None:
+def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = (), away: Iterable[str] = ()) -> None:
     """Raises InputError naming all that is wrong; prints what each training will need.
 
-    Of data that `stale` stages make, what lies here is of before, and says nothing.
+    Of data that `stale` stages make, what lies here is of before, and says nothing. Recipes that are trained `away`
+    need no room here.
     """
     problems = list(device_problems())
     for name in names:
@@ -36,12 +37,20 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(name, settings, project),
                                                           *descent(name, settings, project))]
+        if name in away:
+            continue
         needs, too_much = room(name, settings, project)
         if needs:
             print(needs, flush=True)
         problems += too_much
     if problems:
         raise InputError("\n".join(problems))
+
+
+def away(plan: Iterable[graph.Stage], project: params.Project) -> set[str]:
+    """The recipes that a server lets other machines train, which look at their own room; so do we before we do it."""
+    return {stage.name.removeprefix("train@") for stage in plan if os.environ.get("PREFECT_API_URL")
+            and stage.name.startswith("train@") and stage.work_pool not in (None, project.work_pool)}
 
 
 def before(stage: str) -> None:

@@ -195,9 +195,7 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     over = number if unjudged else champion
 
     def close(new: str, verdict: str, why: str) -> str:
-        history.note(found, recipe, number, verdict, why, evidence=evidence, over=over)
-        verdicts.mark(found, recipe, number, new)
-        return new
+        return write_down(found, version, new, verdict, why, evidence, over)
 
     if unjudged:
         return close(PROMOTED, kept["verdict"], kept["reason"])
@@ -206,11 +204,8 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     if approve == "no":
         return close(REFUSED, "hold", f"a person refused; the rules said promote: {kept['reason']}")
     hours = settings.gate.approval.hours
-    late = state.startswith(WAITING) and datetime.now(UTC) - datetime.fromisoformat(
-        state.removeprefix(WAITING)) > timedelta(hours=hours)
-    if approve == "lapsed" or (approve == "ask" and late):
-        return close(LAPSED, "hold", f"nobody confirmed within {hours:g} hours; the rules said promote: "
-                                     f"{kept['reason']}")
+    if approve == LAPSED or (approve == "ask" and late(state, hours)):
+        return close(LAPSED, "hold", unconfirmed(hours, kept))
     if approve == "auto" and (state == REFUSED or history.was_in_charge(found, recipe, number)):
         return state
     if approve == "ask":
@@ -222,6 +217,42 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     history.move(found, recipe, number, why, "promote", evidence=evidence, over=over)
     verdicts.mark(found, recipe, number, PROMOTED)
     return PROMOTED
+
+
+def write_down(found, version: Version, state: str, verdict: str, why: str, evidence: str, over: int | None) -> str:
+    """A decision that moves nothing, in the history and with the version. Returns the state."""
+    history.note(found, version.recipe, version.number, verdict, why, evidence=evidence, over=over)
+    verdicts.mark(found, version.recipe, version.number, state)
+    return state
+
+
+def late(state: str, hours: float) -> bool:
+    """Whether a verdict has waited for a person for longer."""
+    return state.startswith(WAITING) and datetime.now(UTC) - datetime.fromisoformat(
+        state.removeprefix(WAITING)) > timedelta(hours=hours)
+
+
+def unconfirmed(hours: float, kept: Mapping) -> str:
+    return f"nobody confirmed within {hours:g} hours; the rules said promote: {kept['reason']}"
+
+
+def lapse(recipe: str) -> list[int]:
+    """Closes the verdicts on a recipe's versions that nobody confirmed in time; returns the versions."""
+    found, hours = tracking.client(), params.load().recipe(recipe).gate.approval.hours
+    closed = []
+    with history.deciding(recipe):
+        for number in registry.tagged(found, recipe, "verdict_state", WAITING):
+            version, tags = registry.find(found, recipe, str(number))
+            evidence = verdicts.evidence_of(version.run_id, tags)
+            if late(tags["verdict_state"], hours) and (kept := verdicts.find(found, evidence)):
+                write_down(found, version, LAPSED, "hold", unconfirmed(hours, kept), evidence, history.ANYBODY)
+                closed.append(number)
+    return closed
+
+
+def waiting(recipe: str) -> int | None:
+    """The newest version that waits for a person."""
+    return max(registry.tagged(tracking.client(), recipe, "verdict_state", WAITING), default=None)
 
 
 def state(recipe: str, number: int) -> str:

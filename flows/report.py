@@ -35,13 +35,15 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
     began = time.monotonic()
     say_changes()
     project = params.load()
-    stages = [s.name for s in graph.plan(project.targets(names))]
+    plan = graph.plan(project.targets(names))
+    stages = [s.name for s in plan]
     if not (stale := graph.stale(stages)) and all(register.registered(n) for n in names):
         notice()
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
-        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale)
+        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale,
+                        preflight.away(plan, project))
         versions, code = flow(names, approve, count == 1, notice)
     for name, version in versions.items():
         print("\n" + table(name, version))

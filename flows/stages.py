@@ -9,17 +9,19 @@ from contextlib import AbstractContextManager
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.deployments import run_deployment
-from prefect.states import Cancelling, Completed, Failed, State
+from prefect.states import Cancelled, Cancelling, Completed, Failed, State
 from prefect.utilities.urls import url_for
 
-from flows import deploy, graph, preflight, processes, remote
+from flows import graph, preflight, processes, remote, server
 from flows.processes import StageFailed
 from steps import command, params
 from steps.schema import InputError
 
 TURN = 86_400.0                     # seconds that a run waits for its turn in a folder
-POLL = 1.0                          # seconds between looks at a stage elsewhere
+POLL, LOOK = 1.0, 15.0              # seconds between looks at a stage elsewhere, and for its worker
+NOBODY = 1800.0                     # seconds without a worker after which a stage elsewhere is given up
 _slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
 
 
@@ -76,21 +78,34 @@ def elsewhere(stage: graph.Stage, on_line: Callable[[str], None]) -> str:
 
 def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> State:
     """The state in which the run of the stage's flow ended on its work pool; where this run is stopped, so is that."""
-    child = run_deployment(f"{deploy.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
+    child = run_deployment(f"{server.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
                            flow_run_name=f"{stage.name} of {runtime.flow_run.name}")
     on_line(f"on the work pool {stage.work_pool}: {url_for(child) or child.name}")
+    lonely = look = 0.0     # since when there is no worker, and when to look for one
     with get_client(sync_client=True) as client:
         while True:
-            state = deploy.patiently(lambda: client.read_flow_run(child.id)).state
+            state = server.patiently(lambda: client.read_flow_run(child.id)).state
             if state.is_final():
                 return state
             if processes.stopped():
                 client.set_flow_run_state(child.id, Cancelling())
                 raise StageFailed(f"{stage.name} was stopped")
+            if state.is_scheduled() and (now := time.monotonic()) > look:
+                look, there = now + LOOK, server.patiently(lambda: client.read_work_pool(stage.work_pool)).status
+                if there != WorkPoolStatus.NOT_READY:
+                    lonely = 0.0
+                elif not lonely:
+                    lonely = now
+                    on_line(f"the work pool {stage.work_pool} has no worker; start one in a clone of its own: "
+                            f"evergreen worker {stage.work_pool}")
+                elif now - lonely > NOBODY:
+                    client.set_flow_run_state(child.id, Cancelled(message="no worker took it"), force=True)
+                    raise StageFailed(f"{stage.name}: the work pool {stage.work_pool} had no worker for "
+                                      f"{NOBODY / 60:g} minutes; start one: evergreen worker {stage.work_pool}")
             time.sleep(POLL)
 
 
-@flow(name=deploy.STAGE, persist_result=False)
+@flow(name=server.STAGE, persist_result=False)
 def stage(stage: str, commit: str, params_sha256: str, upstream: dict) -> State:
     """One stage, for the machine in charge of another clone; what it makes goes to the DVC remote."""
     try:

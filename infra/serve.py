@@ -8,9 +8,12 @@ secret no server starts, on whatever address (exit status 2).
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from infra import keys
 from steps import command
@@ -52,7 +55,8 @@ def prefect(options: argparse.Namespace) -> None:
 def mlflow(options: argparse.Namespace) -> None:
     config = options.data.absolute() / "auth.ini"
     config.write_text(AUTH.format(database=options.database, user=keys.USER), encoding="utf-8")
-    names = [f"{host}:{options.port}" for host in ("127.0.0.1", "localhost", options.host)] + options.names.split(",")
+    hosts = ("127.0.0.1", "localhost", options.host, *(addresses() if options.host == "0.0.0.0" else ()))
+    names = [f"{host}:{options.port}" for host in hosts] + options.names.split(",")
     become(["mlflow", "server", "--app-name", "basic-auth", "--host", options.host, "--port", options.port,
             "--workers", "2", "--serve-artifacts", "--allowed-hosts", ",".join(dict.fromkeys(filter(None, names)))], {
         "MLFLOW_BACKEND_STORE_URI": f"postgresql://mlflow@{options.database}/mlflow",
@@ -64,6 +68,13 @@ def mlflow(options: argparse.Namespace) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",      # half a gigabyte of workers for what is not used here
         "PGPASSWORD": keys.read(options.secrets, "postgres_mlflow"),
     })
+
+
+def addresses() -> list[str]:
+    """By what else than its loopback this machine is called."""
+    found = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries
+             if entry.family == socket.AF_INET]
+    return [socket.gethostname(), socket.getfqdn(), *found]
 
 
 def become(module: list[str], environment: dict[str, str]) -> None:

@@ -106,7 +106,8 @@ def register(recipe: str, attempt: str | None = None) -> Version:
         tracking.publish(found, run_id, flat_metrics(metrics),
                          [*files, params.PARAMS, DVC_LOCK, *provenance.LOCKS, *images], {"model_card.md": card},
                          tags | hashes)
-        version = registry.register(found, recipe, settings.kind, run_id, at["model"], example(at["test"]), tags, card)
+        version = registry.register(found, recipe, settings.kind, run_id, at["model"], example(at["test"]), tags, card,
+                                    lambda: attempts.check(found, recipe, attempt))
         attempts.check(found, recipe, attempt)
         registry.set_alias(found, recipe, version.number)
         return registry.read_version(found, recipe, version.number, created=True)

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,12 @@ def champion(found, recipe: str) -> tuple[Version, Mapping[str, str]] | None:
     return read_version(found, recipe, number), version.tags
 
 
+def tagged(found, recipe: str, tag: str, beginning: str) -> list[int]:
+    """The versions with a tag that begins so."""
+    return sorted(int(v.version) for v in found.search_model_versions(
+        f"name = '{recipe}' and tags.{tag} LIKE '{beginning}%'"))
+
+
 def numbers_if_any(found, recipe: str) -> list[int]:
     """The versions that are there, in their order."""
     known, token = [], None
@@ -137,9 +143,10 @@ def read_version(found, recipe: str, number: int | str, created: bool = False) -
 
 
 def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: list[str], tags: Mapping[str, str],
-             card: str) -> Version:
+             card: str, may: Callable[[], object] = lambda: None) -> Version:
     """Logs the model in `folder` to its run and makes it a version with its tags in one act.
 
+    `may` is called between the two, which can be minutes apart, and raises where it must not be made any more.
     The tag files_sha256 is over every stored file; whoever loads the version checks it. Raises InputError when there
     is no such model, its run has not finished, a file is a pickle, or the stored weights are not the evaluated ones.
     """
@@ -170,6 +177,7 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
     if weights is None or provenance.sha256(weights) != tags["weights_sha256"]:
         raise InputError(f"the weights stored for run {run_id} are not those of {folder}; is the disk sound?")
     refuse_pickle(stored)
+    may()
     with suppress(MlflowException):     # known already
         found.create_registered_model(recipe)
     version = found.create_model_version(
@@ -218,7 +226,8 @@ def stored_folder(model_uri: str) -> Path:
     """The local folder of a stored model as MLflow laid it out, downloaded when the store is elsewhere."""
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=tracking.downloads()))
+    here = tracking.uri().startswith("sqlite:")      # a model on this disk is read where it lies
+    return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=None if here else tracking.downloads()))
 
 
 def files_sha256(stored: Path) -> str:

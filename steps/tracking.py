@@ -205,9 +205,9 @@ def kept(found, run_id: str, path: str) -> Path | None:
         return None
 
 
-def downloads() -> str | None:
-    """A folder for what MLflow downloads, which itself would leave it for ever; None where the store is here."""
-    return None if uri().startswith("sqlite:") else command.own_folder(STORE.absolute() / "downloads")
+def downloads() -> str:
+    """A folder for what MLflow downloads, which itself would leave it for ever: from a store on this disk too."""
+    return command.own_folder(STORE.absolute() / "downloads")
 
 
 def append(found, recipe: str, name: str, tags: Mapping[str, str], at: float) -> str:

@@ -66,6 +66,16 @@ def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
     assert in_charge(store) is None and "nobody confirmed in time" in promotion.text("sts", GOOD)
 
 
+def test_what_waited_too_long_lapses_whether_or_not_a_newer_version_came(store, shelf):
+    promotion.decide("sts@1", "ask")
+    assert (promotion.lapse("sts"), promotion.waiting("sts")) == ([], GOOD)
+    shelf.edit("recipes.sts.gate.approval", {"policy": "ask", "hours": 1e-6})
+    assert (promotion.lapse("sts"), promotion.waiting("sts"), promotion.lapse("sts")) == ([GOOD], None, [])
+    assert promotion.state("sts", GOOD) == "lapsed" and in_charge(store) is None
+    assert journal.read(store, "sts").events[-1].why.startswith("nobody confirmed within 1e-06 hours; the rules said ")
+    assert "nobody confirmed in time" in promotion.text("sts", GOOD)
+
+
 def test_a_person_cannot_confirm_what_the_rules_hold(store):
     registry.set_alias(store, "sts", GOOD, "champion")
     promotion.decide("sts@2", "yes")
@@ -79,10 +89,10 @@ def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(st
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.testing.utilities import prefect_test_harness
 
-    from flows import pipeline
+    from flows import approval
 
     promotion.decide("sts@1", "ask")
-    ran = flow(name="confirming")(lambda: pipeline.confirm("sts", GOOD))
+    ran = flow(name="confirming")(lambda: approval.ask("sts", GOOD))
 
     def answer() -> None:
         with get_client(sync_client=True) as client:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -87,22 +88,24 @@ def test_a_worker_of_an_unknown_pool_is_refused(fleet):
 
 @pytest.mark.fault(15)
 def test_what_died_before_there_was_a_server_to_notice_is_swept(fleet):
-    """A run and its task that say Running, without a sign of life."""
+    """A run and its task that say Running, and a run that a worker took and never started."""
     flow = fleet.ask("/deployments/name/retrain/sts")["flow_id"]
     run = fleet.ask("/flow_runs/", flow_id=flow, name="dead", state={"type": "RUNNING"})["id"]
     fleet.ask("/task_runs/", flow_run_id=run, name="train@sts", task_key="a", dynamic_key="0",
               state={"type": "RUNNING"})
-    said = fleet.head.run(sys.executable, "-c", "from datetime import timedelta; from flows import deploy; "
-                          "deploy.LEASE = timedelta(0); print(*deploy.sweep())").stdout
+    taken = fleet.ask("/flow_runs/", flow_id=flow, name="taken", state={"type": "PENDING"})["id"]
+    said = fleet.head.run(sys.executable, "-c", "from datetime import timedelta; from flows import lease; "
+                          "lease.LEASE = lease.START = timedelta(0); print(*lease.sweep())").stdout
     assert "run dead: given up, no sign of life since" in said and "task train@sts: given up" in said
     assert (fleet.state(run)["type"], fleet.tasks(run)) == ("CRASHED", {"train@sts": "CRASHED"})
+    assert "run taken: given up" in said and fleet.state(taken)["type"] == "CRASHED"
 
 
 @pytest.mark.fault(16)
 def test_a_run_that_was_given_up_may_not_register(fleet):
     flow = fleet.ask("/deployments/name/retrain/sts")["flow_id"]
     run = fleet.ask("/flow_runs/", flow_id=flow, name="cut off", state={"type": "RUNNING"})["id"]
-    look = (sys.executable, "-c", f"from flows import deploy; deploy.check_lease('{run}')")
+    look = (sys.executable, "-c", f"from flows import lease; lease.check_lease('{run}')")
     fleet.head.run(*look)
     fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED", "message": "no heartbeat"}, force=True)
     assert "InputError: the server has given this run up (Crashed: no heartbeat)" in fleet.head.run(
@@ -127,16 +130,42 @@ def test_the_runs_page_shows_stages_scores_and_verdict(fleet, asked):
         assert expected in page["data"]
 
 
-def test_a_suspended_run_keeps_no_process_and_goes_on_with_the_answer(fleet, asked):
+def test_a_promotion_that_nobody_confirms_lapses_and_its_run_ends(fleet, asked):
+    """The run that was scheduled for the end of the time to answer comes early, when the time is shorter."""
     fleet.poll(lambda: not fleet.processes("prefect.engine"), 30)
-    fleet.ask(f"/flow_runs/{asked}/resume", run_input={"promote": True})
-    assert fleet.until(asked, "COMPLETED", "FAILED", "CRASHED")["type"] == "COMPLETED", fleet.logs(asked)
+    (last,) = (run for run in fleet.ask("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
+               if run["parameters"].get("approve") == "lapsed")
+    hour = datetime.fromisoformat(last["expected_start_time"]) - datetime.now(UTC)
+    assert timedelta(minutes=50) < hour < timedelta(hours=1)
+    fleet.head.change(lambda v: v["recipes"]["sts"]["gate"]["approval"].update(hours=1e-6))
+    fleet.ask(f"/flow_runs/{last['id']}/set_state", state={"type": "SCHEDULED"}, force=True)
+    ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    assert fleet.until(last["id"], *ends)["message"] == "1 lapsed; nothing was trained", fleet.logs(last["id"])
+    assert fleet.until(asked, *ends)["message"] == "nothing waits any more: sts@1 (lapsed)"
+    assert "nobody confirmed within 1e-06 hours" in fleet.head.evergreen("history", "sts").stdout
+
+
+@pytest.fixture(scope="module")
+def confirmed(fleet, asked) -> str:
+    """The id of a run that trained nothing, judged by rules that are others now, was suspended and got an answer."""
+    fleet.head.change(lambda v: v["recipes"]["sts"]["gate"].update(
+        min_rows=2, approval={"policy": "ask", "hours": 1.0}))
+    run = fleet.begin()
+    assert fleet.until(run, "PAUSED", "FAILED", "CRASHED", "COMPLETED")["name"] == "Suspended", fleet.logs(run)
+    fleet.poll(lambda: not fleet.processes("prefect.engine"), 30)
+    fleet.ask(f"/flow_runs/{run}/resume", run_input={"promote": True})
+    return run
+
+
+def test_a_suspended_run_keeps_no_process_and_goes_on_with_the_answer(fleet, confirmed):
+    end = fleet.until(confirmed, "COMPLETED", "FAILED", "CRASHED")
+    assert (end["type"], end["message"]) == ("COMPLETED", "sts@1 (promoted)"), fleet.logs(confirmed)
     assert "sts@1 is the champion" in fleet.head.evergreen("promote", "sts").stdout
-    pages = fleet.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [asked]}})
-    assert len(pages) == 1 and "aliases: challenger, champion" in pages[0]["data"]
+    (page,) = fleet.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [confirmed]}})
+    assert "aliases: challenger, champion" in page["data"] and "| `train@sts` | unchanged |" in page["data"]
 
 
-def test_what_is_unchanged_is_not_run(fleet, asked):
+def test_what_is_unchanged_is_not_run(fleet, confirmed):
     """The workers may have been told of one run twice: of two at once the second is cancelled by the server."""
     before = len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}}))
     runs = [fleet.begin() for _ in range(3)]
@@ -147,7 +176,7 @@ def test_what_is_unchanged_is_not_run(fleet, asked):
     assert len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}})) == before
 
 
-def test_drift_starts_one_retraining_that_promotes_nothing(fleet, asked):
+def test_drift_starts_one_retraining_that_promotes_nothing(fleet, confirmed):
     sample = fleet.folder / "sample.txt"
     sample.write_text("washer washer washer washer\n" * 120)
     said = fleet.head.evergreen("drift", "sts", str(sample), "--start").stdout
@@ -172,3 +201,20 @@ def test_a_clone_with_changes_or_at_another_commit_is_refused_by_name(fleet, ask
     here, there = (clone.git("rev-parse", "HEAD").stdout.strip() for clone in (gpu, head))
     assert f"this clone stands at commit {here}, the caller at {there}" in fleet.state(run)["message"]
     assert params.read(gpu / "dvc.lock")["stages"]["train@sts"]["params"]["params.yaml"]["seed"] == 42
+
+
+def test_a_stage_that_no_worker_takes_is_given_up_by_name(fleet):
+    code = """
+from types import SimpleNamespace
+from flows import deploy, server, stages
+stages.LOOK, stages.NOBODY = 1.0, 3.0
+with server.connected() as client:
+    deploy.work_pool(client, "empty")
+    deploy.one_stage(client, "empty")
+stages.on_pool(SimpleNamespace(name="train@sts", work_pool="empty"), {
+    "stage": "train@sts", "commit": "", "params_sha256": "", "upstream": {}}, print)
+"""
+    done = fleet.head.run(sys.executable, "-c", code, check=False)
+    assert "the work pool empty has no worker; start one in a clone of its own: evergreen worker empty" in done.stdout
+    assert "StageFailed: train@sts: the work pool empty had no worker for 0.05 minutes; start one" in done.stderr
+    assert fleet.state(fleet.stage_run("train@sts of None"))["type"] == "CANCELLED"

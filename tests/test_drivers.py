@@ -51,16 +51,17 @@ def test_a_restored_model_is_registered_with_a_run_rebuilt_from_its_files(finish
 
 
 @pytest.mark.skipif(os.cpu_count() < 2, reason="one core runs one stage at a time")
-def test_siblings_train_side_by_side_and_write_nothing_into_the_home_folder(project, tmp_path):
+def test_siblings_train_side_by_side_and_leave_nothing_in_the_home_and_temporary_folders(project, tmp_path):
     """Two recipes on the same base overlap in time: each starts before the other's last step is logged."""
-    home = tmp_path / "home"
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
     home.mkdir()
+    temporary.mkdir()
     project.edit("recipes.sts.train.epochs", 8)
     project.edit("recipes.sts.train.patience", 8)
     entry = YAML(typ="safe").load(project / "params.yaml")["recipes"]["sts"]
     (project / "steps/recipes/twin.py").write_bytes((project / "steps/recipes/sts.py").read_bytes())
     project.edit("recipes.twin", entry)
-    said = project.evergreen("run", "all", HOME=str(home)).stdout
+    said = project.evergreen("run", "all", HOME=str(home), TMPDIR=str(temporary)).stdout
     assert [said.count(f"{name}@1 (challenger), registered now") for name in ("sts", "twin")] == [1, 1]
     with sqlite3.connect(project / ".evergreen/mlflow.db") as store:
         times = {name: (start, last) for name, start, last in store.execute(
@@ -68,3 +69,4 @@ def test_siblings_train_side_by_side_and_write_nothing_into_the_home_folder(proj
             "join metrics m using (run_uuid) where m.key = 'train_loss' group by r.run_uuid")}
     assert times["twin"][0] < times["sts"][1] and times["sts"][0] < times["twin"][1]
     assert {path.name for path in home.iterdir()} <= {".cache"}
+    assert list(temporary.iterdir()) == []

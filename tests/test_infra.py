@@ -42,10 +42,10 @@ def filled(template, values: dict):
     return template
 
 
-def job(pool: str) -> dict:
+def job(pool: str, **chosen) -> dict:
     template = json.loads((INFRA / f"kubernetes/pool-{pool}.json").read_text(encoding="utf-8"))
     values = {name: value.get("default") for name, value in template["variables"]["properties"].items()}
-    values |= {"name": "run", "labels": {"a": "b"}, "env": {}, "command": ["prefect", "flow-run", "execute"]}
+    values |= {"name": "run", "labels": {"a": "b"}, "env": {}, "command": ["prefect", "flow-run", "execute"]} | chosen
     return filled(template["job_configuration"]["job_manifest"], values)
 
 
@@ -119,6 +119,8 @@ def test_the_jobs_of_the_gpu_pool_alone_ask_for_a_gpu():
     gpus = {pool: job(pool)["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
             for pool in POOLS}
     assert gpus == {"cpu": None, "gpu": 1}
+    assert job("gpu", gpus=4)["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"][
+        "nvidia.com/gpu"] == 4
 
 
 @pytest.mark.parametrize("name", pods())

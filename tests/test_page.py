@@ -13,3 +13,6 @@ from flows import page
 def test_a_version_is_linked_where_the_store_has_a_page(store, expected, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert page.link("sts@1", "models/sts/versions/1") == expected
+    monkeypatch.setenv("EVERGREEN_MLFLOW_PAGE", "https://models.example.org/")
+    assert page.link("sts@1", "models") == (
+        "[sts@1](https://models.example.org/#/models)" if store.startswith("http") else "sts@1")

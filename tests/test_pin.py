@@ -126,6 +126,20 @@ def test_a_newer_commit_than_the_pinned_one_is_news(python, hub, tmp_path, follo
         edit(tmp_path, PINNED, PINNED + f"      follow: {follow}\n")
     stages = ["published/dvc.yaml:dataset@all-nli", "import_dataset@appliances", "published/dvc.yaml:model@mpnet-base",
               "prepare@nli", "train@sts"]
-    done = python("-c", f"from flows import pin; print(*pin.news({stages}), sep='\\n', end='')")
+    done = python("-c", f"from flows import pin; print(*pin.news({stages}), sep='|', end='')")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(said) and bool(done.stdout) == bool(said)
+    newer, _, unknown = done.stdout.partition("|")
+    there, other = (unknown, newer) if follow == "gone" else (newer, unknown)
+    assert other == "[]" and there.strip("[]'\"").startswith(said) and (there == "[]") == (not said)
+
+
+def test_news_are_told_once_and_those_that_come_again_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    from flows import notifications
+
+    told = []
+    monkeypatch.setattr(notifications, "announce", lambda event, texts: told.append((event, texts)))
+    for news in (["a"], ["a"], ["a", "b"], ["b"], [], ["b"]):
+        notifications.announce_new(news)
+    assert told == [(notifications.NEWS, ["a"]), (notifications.NEWS, ["b"]), (notifications.NEWS, ["b"])]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import preflight
+from flows import graph, preflight
 from steps import params
 from steps.schema import InputError
 from tests.conftest import ROOT, Project
@@ -137,6 +137,17 @@ def test_the_room_is_looked_at_again_before_training_for_a_model_that_came_meanw
     with pytest.raises(InputError, match="sts: 3 checkpoints of tiny-bert need"):
         preflight.before("train@sts")
     preflight.before("evaluate@sts")
+
+
+def test_what_a_server_lets_others_train_needs_no_room_here(here, monkeypatch, capsys):
+    plan, project = graph.plan(params.load().targets(["sts"])), params.load()
+    assert preflight.away(plan, project) == set()
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert preflight.away(plan, project) == {"sts"}
+    here.edit("recipes.sts.train.batch_size", 100_000_000)
+    preflight.check(["sts"], params.load(), (), {"sts"})
+    assert capsys.readouterr().out == ""
+    assert "GB of memory and there are" in refusal()
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_refused_with_what_to_lower(here):

@@ -17,7 +17,8 @@ STEPS = ("download", "teach", "prepare", "train", "evaluate", "register")
 RECIPES = ("cola", "emotion", "mlm", "multilingual", "nli", "sts", "tsdae")
 TASKS = ("classes", "sts", "translation", "triplet")
 HOMES = {"mlflow": ["steps.registry", "steps.tracking"], "dvc": ["flows.graph"],
-         "prefect": ["flows.deploy", "flows.notifications", "flows.pipeline", "flows.stages"]}
+         "prefect": [f"flows.{name}" for name in (
+             "approval", "deploy", "lease", "notifications", "pipeline", "server", "stages")]}
 
 
 def imports(tree: ast.AST) -> set[str]:
