@@ -20,7 +20,7 @@ from steps.checkpoint import Checkpoints
 from steps.schema import InputError
 
 WEIGHTS, BEST, STATE = "weights.safetensors", "best.safetensors", "history.json"
-PATIENCE = 20       # seconds for the step or evaluation in hand to end, once we are asked to
+PATIENCE = 10       # seconds for the step or evaluation in hand to end, once we are asked to
 
 
 class Resumable:

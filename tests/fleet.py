@@ -53,9 +53,10 @@ class Fleet:
         self.start("server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port),
                    cwd=self.folder, env=self.server_environment)
 
-    def start_workers(self) -> None:
+    def start_workers(self, *names: str) -> None:
         for name, clone in (("cpu", self.head), ("gpu", self.gpu)):
-            self.start(name, "-m", "flows.cli", "worker", name, cwd=clone.folder, env=clone.environment)
+            if name in (names or ("cpu", "gpu")):
+                self.start(name, "-m", "flows.cli", "worker", name, cwd=clone.folder, env=clone.environment)
         self.poll(lambda: {pool["status"] for pool in self.ask("/work_pools/filter", limit=50)} == {"READY"}, 90)
 
     def commit(self, message: str) -> None:

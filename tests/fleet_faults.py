@@ -63,6 +63,20 @@ def test_workers_and_flows_killed_together_are_given_up_and_the_next_run_resumes
     end_by_hand(fleet, again)
 
 
+@pytest.mark.fault(14)
+def test_a_training_whose_worker_alone_is_lost_goes_on_in_the_same_run(fleet):
+    train_for_hours(fleet, 55_000)
+    run = training(fleet)
+    stage = fleet.stage_run("train@sts")
+    fleet.kill("gpu")
+    fleet.start_workers("gpu")
+    assert fleet.until(stage, "CRASHED", seconds=150)["message"].startswith("no heartbeat")
+    following = fleet.poll(lambda: (new := fleet.stage_run("train@sts")) != stage and new, 60)
+    fleet.poll(lambda: "continues from the checkpoint of step" in fleet.logs(following), 120)
+    assert fleet.state(run)["type"] == "RUNNING" and "the worker was lost (no heartbeat" in fleet.logs(run)
+    end_by_hand(fleet, run)
+
+
 def test_cancelling_ends_the_training_elsewhere_within_15_s(fleet):
     train_for_hours(fleet, 60_000)
     run = training(fleet)
@@ -131,7 +145,7 @@ def test_ticks_that_fall_into_a_run_and_a_backlog_are_one_run(fleet):
 
     done = {run["id"] for run in runs("COMPLETED")}
     fleet.poll(lambda: len([r for r in runs("SCHEDULED") if r["state"]["name"] == "Late"]) >= 4, 120)
-    fleet.start("cpu", "-m", "flows.cli", "worker", "cpu", cwd=fleet.head.folder, env=fleet.head.environment)
+    fleet.start_workers("cpu")
     fleet.poll(lambda: {run["id"] for run in runs("COMPLETED")} - done, 120)
     late = [run for run in runs("COMPLETED", "CANCELLED") if run["id"] not in done]
     print([(run["state"]["type"], run["expected_start_time"]) for run in late])
