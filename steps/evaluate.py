@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 
-from steps import batching, command, params, provenance, recipes, slicing, statistics, tasks
+from steps import batching, command, params, provenance, recipes, slicing, statistics, tasks, vocabulary
 from steps.schema import Evaluate, InputError, Recipe
 
 
@@ -47,7 +47,9 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
     if settings.kind == "classification" and (other := kind.other_labels(judged["model"], settings)):
         raise InputError(f"{model} cannot be scored: {other}; give recipes.{name}.prepare.labels those of the model "
                          "in its order, or train it again")
-    if not alone and settings.kind == "embedding":
+    if alone:
+        vocabulary.check(model, judged["model"].tokenizer)
+    elif settings.kind == "embedding":
         judged["base"] = kind.load(Path(settings.base_model), settings)
     predicted: dict[str, dict[str, list]] = {}
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps import command, params, provenance, reading
+from steps import command, params, provenance, reading, vocabulary
 from steps.schema import InputError
 from steps.sources import Teacher
 
@@ -32,6 +32,7 @@ def teach(settings: Teacher, folder: Path) -> None:
 
     dataset, teacher = Path(settings.dataset), Path(settings.model)
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
+    vocabulary.check(teacher, model.tokenizer)
     with command.whole(folder) as partial:
         for split, files in reading.splits(dataset).items():
             if split in ("train", "dev", "test"):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,16 @@ def test_each_pair_has_the_vector_of_its_english_side(place):
     assert [list(pair) for pair in zip(found["english"], found["non_english"], strict=True)] == PAIRS
     theirs = embedding.encoder(Path("tiny"), 16, "mean").encode([english for english, _ in PAIRS])
     assert np.array(found["vector"], np.float32) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_teacher_with_another_tokenizer_than_it_was_trained_with_is_refused(place, tiny_model):
+    write_rows(place / "raw/train.csv", [HEADER, *PAIRS])
+    Path("tiny").unlink()
+    shutil.copytree(tiny_model, "tiny")
+    Path("tiny/lineage.json").write_text(json.dumps({"vocabulary_sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"^tiny: its tokenizer is not the one it was trained with; train it"):
+        teach.teach(asked(), Path("taught/talks"))
+    assert not Path("taught").exists()
 
 
 def test_where_a_row_is_from_goes_with_it(place):
