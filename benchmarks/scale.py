@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -87,9 +88,31 @@ def without_servers() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))} | command.QUIET
 
 
+@contextmanager
+def prefect_server(room: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server on SQLite; the variables with which it is reached. What it says is in server.log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"PREFECT_HOME": str(room / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    with open(room / "server.log", "w") as said:
+        server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port",
+                                   str(port)], env=os.environ | there, cwd=room, stdout=said, stderr=said)
+    try:
+        until(lambda: ask(there, "health") is not None)
+        yield there
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
 def graph(options: argparse.Namespace, room: Path) -> None:
     """Recipes that are copies of one: their outputs are copied and committed, their versions made of its tags."""
-    project = finished(room, without_servers())
+    with prefect_server(room) as there:
+        _graph(options, finished(room, without_servers()), there)
+
+
+def _graph(options: argparse.Namespace, project, server: dict[str, str]) -> None:
     for count in options.recipes:
         names = [f"copy{number:03}" for number in range(count - 1)]
         for name in names:
@@ -110,9 +133,15 @@ def graph(options: argparse.Namespace, room: Path) -> None:
         done = project.evergreen("run", "all")
         nothing = time.perf_counter() - began
         assert done.stdout.startswith("nothing to do"), done.stdout[:300]
+        project.change(lambda values: [recipe.update(schedule={"cron": "0 2 * * *", "timezone": "UTC"})
+                                       for recipe in values["recipes"].values()])
+        began = time.perf_counter()
+        done = project.evergreen("deploy", **server)
+        deployed = time.perf_counter() - began
+        assert done.stdout.count("deployment retrain/") == count, done.stdout[:300]
         print(f"{count:>4} recipes, {stages} stages: parameters {loaded:.2f} s, resolved {resolved:.2f} s, seen to be "
-              f"up to date {stale:.2f} s; evergreen run all, nothing to do: {nothing:.1f} s (copies committed: "
-              f"{committed:.0f} s)", flush=True)
+              f"up to date {stale:.2f} s; evergreen run all, nothing to do: {nothing:.1f} s; evergreen deploy: "
+              f"{deployed:.1f} s (copies committed: {committed:.0f} s)", flush=True)
 
 
 REGISTER = """
@@ -172,17 +201,9 @@ def timed(call: Callable[[], object], times: int = 7) -> float:
 
 def flows(options: argparse.Namespace, room: Path) -> None:
     """As many processes with a flow each, started together; then what the server has of them."""
-    variables, server, log = dict(os.environ), None, room / "server.log"
-    if "PREFECT_API_URL" not in variables:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        variables |= {"PREFECT_HOME": str(room / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-        with open(log, "w") as said:
-            server = subprocess.Popen([sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
-                                       "--port", str(port)], env=variables, cwd=room, stdout=said, stderr=said)
-    try:
-        until(lambda: ask(variables, "health") is not None)
+    here = "PREFECT_API_URL" not in os.environ
+    with prefect_server(room) if here else nullcontext({}) as there:
+        variables = os.environ | there
         before = count(variables)
         (room / "flow.py").write_text(FLOW, encoding="utf-8")
         running = [subprocess.Popen([sys.executable, "flow.py", str(options.tasks)], cwd=room, text=True,
@@ -193,14 +214,10 @@ def flows(options: argparse.Namespace, room: Path) -> None:
         assert all(process.returncode == 0 for process in running)
         wanted = (options.flows, options.flows * options.tasks)
         until(lambda: tuple(now - then for now, then in zip(count(variables), before, strict=True)) == wanted)
-    finally:
-        if server:
-            server.terminate()
-            server.wait(30)
     seconds = sorted(float(text.split()[-1]) for text in said)
-    locked = log.read_text(encoding="utf-8").count("database is locked") if server else 0
+    locked = (room / "server.log").read_text(encoding="utf-8").count("database is locked") if here else 0
     print(f"{options.flows} flows of {options.tasks} tasks on "
-          f"{'SQLite' if server else 'the server of the environment'}: all {wanted[0]} flows and {wanted[1]} tasks "
+          f"{'SQLite' if here else 'the server of the environment'}: all {wanted[0]} flows and {wanted[1]} tasks "
           f"recorded as completed; a flow took {seconds[0]:.1f} to {seconds[-1]:.1f} s (median {median(seconds):.1f}); "
           f'"database is locked" in the log: {locked}', flush=True)
 
