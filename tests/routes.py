@@ -12,9 +12,10 @@ def of_fastapi(app) -> list:
 
 
 def prefect() -> list:
-    from prefect.server.api.server import create_api_app
+    from prefect.server.api.server import create_api_app, create_ui_app
 
-    return [[f"/api{path}", methods] for path, methods in of_fastapi(create_api_app())]
+    return [[f"/api{path}", methods] for path, methods in of_fastapi(create_api_app())] + of_fastapi(
+        create_ui_app(ephemeral=False))
 
 
 def mlflow() -> list:

@@ -22,13 +22,14 @@ METRICS = {"cola": "matthews_correlation", "emotion": "f1_macro", "mlm": "spearm
 DATASETS = {"cola": "acceptability", "emotion": "moods", "mlm": "reports", "multilingual": "translations",
             "nli": "statements", "sts": "appliances", "tsdae": "reports"}
 CLASSIFIERS = ("cola", "emotion")
+PARENTS = {"tsdae": "mlm", "sts": "tsdae"}          # mlm -> tsdae -> sts
 STAGES = 6 + 1 + 1 + 7 * 3 + 1      # data sets, base model, teacher, three of each recipe, reference
 MOODS = ("sadness", "joy", "love", "anger", "fear", "surprise")
 ROWS = {"train": 60, "dev": 20, "test": 36, "train_pairs": 60, "sts_de": 36}
 
 
 def make_all(folder, tiny_model, environment) -> Project:
-    """The seven recipes on the first rows of their samples: sts from nli's model, every other from the tiny one."""
+    """The seven recipes on the first rows of their samples, from the tiny model or one that another recipe made."""
     project = copy_project(folder, tiny_model, environment)
     for source in sorted((ROOT / "samples").glob("*/*")):
         lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -37,11 +38,10 @@ def make_all(folder, tiny_model, environment) -> Project:
         target.write_text("".join(lines[:ROWS[source.stem] + 1]), encoding="utf-8")
 
     def change(values: dict) -> None:
-        for recipe in values["recipes"].values():
-            recipe["base_model"] = "models/base/tiny"
+        for name, recipe in values["recipes"].items():
+            recipe["base_model"] = f"models/{PARENTS.get(name, 'base/tiny')}"
             recipe["train"] |= {"epochs": 1, "learning_rate": 0.001, "evaluations": 1}
             recipe["evaluate"]["resamples"] = 100
-        values["recipes"]["sts"]["base_model"] = "models/nli"
         values["teachers"]["translations"]["model"] = "models/base/tiny"
         values |= {"threads": 1, "base_models": BASE_MODELS,
                    "references": {"untrained": {"recipe": "mlm", "model": "models/base/tiny"}}}
@@ -102,8 +102,8 @@ def test_the_challenger_of_every_recipe_is_tagged_with_what_made_it(made, store,
     expected = {
         "recipe": recipe,
         "dataset": DATASETS[recipe],
-        "base_model": "models/nli" if recipe == "sts" else "models/base/tiny",
-        "base_model_sha256": sha256(made / ("models/nli" if recipe == "sts" else "tiny-bert") / "model.safetensors"),
+        "base_model": f"models/{PARENTS.get(recipe, 'base/tiny')}",
+        "base_model_sha256": sha256(made / f"models/{PARENTS.get(recipe, 'base/tiny')}/model.safetensors"),
         "weights_sha256": sha256(made / f"models/{recipe}/model.safetensors"),
         "test_sha256": sha256(made / f"data/prepared/{recipe}/test.arrow"),
         f"test_{METRICS[recipe]}": str(measured(made, recipe)[METRICS[recipe]]["model"]),
@@ -169,17 +169,26 @@ def test_the_registered_classifier_gives_no_vectors(made, tmp_path):
 def test_training_on_another_recipes_model_waits_for_it(made, inside):
     inside(made)
     upstream = {stage.name: set(stage.upstream) for stage in graph.plan(["evaluate@sts"])}
-    assert upstream["train@sts"] == {"train@nli", "prepare@sts"}
     said = made.ran.stderr
-    assert said.index("train@nli | ran") < said.index("train@sts | epoch")
-    assert json.loads((made / "models/sts/lineage.json").read_text())["base_model"]["weights_sha256"] == sha256(
-        made / "models/nli/model.safetensors")
+    for child, parent in PARENTS.items():
+        assert upstream[f"train@{child}"] == {f"train@{parent}", f"prepare@{child}"}
+        assert said.index(f"train@{parent} | ran") < said.index(f"train@{child} | epoch")
+        lineage = json.loads((made / f"models/{child}/lineage.json").read_text())
+        assert lineage["base_model"]["weights_sha256"] == sha256(made / f"models/{parent}/model.safetensors")
 
 
-def test_the_version_names_the_version_that_it_stands_on(store):
-    version = store.get_model_version("sts", "1")
-    assert version.tags["parent"] == "nli@1"
-    assert "- base model: nli, revision nli@1, " in version.description
+def test_along_a_chain_the_pooling_is_the_parents_unless_a_recipe_names_one(made):
+    """mlm has mean, since its plain BERT brings none; tsdae names cls, and sts names none."""
+    modes = {recipe: json.loads((made / f"models/{recipe}/1_Pooling/config.json").read_text())["pooling_mode"]
+             for recipe in ("mlm", "tsdae", "sts")}
+    assert modes == {"mlm": "mean", "tsdae": "cls", "sts": "cls"}
+
+
+@pytest.mark.parametrize("child", PARENTS)
+def test_the_version_names_the_version_that_it_stands_on(store, child):
+    version, parent = store.get_model_version(child, "1"), PARENTS[child]
+    assert version.tags["parent"] == f"{parent}@1"
+    assert f"- base model: {parent}, revision {parent}@1, " in version.description
 
 
 # Another model in the table
