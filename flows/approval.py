@@ -3,24 +3,26 @@
 https://docs.prefect.io/v3/advanced/interactive
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from prefect import get_run_logger, runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import get_run_context
-from prefect.exceptions import FlowPauseTimeout
+from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
 from prefect.states import Completed, Scheduled
 from prefect.utilities.urls import url_for
 
 from flows import promotion, server
 from steps import params
 
-GRACE = 3600        # seconds after the time to answer, in which our run ends the one that waits; then the server does
+BACKSTOP = 7 * 86_400       # seconds after the time to answer, when the server itself fails a run that still waits
 
 
 class Approval(RunInput):
@@ -29,11 +31,11 @@ class Approval(RunInput):
     promote: bool
 
 
-def ask(recipe: str, number: int) -> str:
-    """Asks a person on the run's page, and returns the state of the verdict after the answer.
+def ask(recipe: str, number: int) -> None:
+    """Asks a person on the run's page, and decides by the answer.
 
     The run of a deployment is suspended: its process ends, and another goes on with `asked` when there is an answer.
-    For when there is none, a run is scheduled that writes down that the promotion lapsed. Another run is paused.
+    For when there is none, a run is scheduled that writes down what lapsed. Another run is paused.
     """
     hours, key = params.load().recipe(recipe).gate.approval.hours, f"{recipe}-{number}"
     want = {"wait_for_input": Approval, "key": key}
@@ -42,52 +44,78 @@ def ask(recipe: str, number: int) -> str:
             say_where(hours)
             answer = pause_flow_run(timeout=round(3600 * hours), **want)
         else:
-            if recipe not in asked([recipe]):
+            if recipe not in asked():
                 say_where(hours)
                 look_again(recipe, datetime.now(UTC) + timedelta(hours=hours))
-            answer = suspend_flow_run(timeout=round(3600 * hours) + GRACE, **want)
+            answer = suspend_flow_run(timeout=round(3600 * hours) + BACKSTOP, **want)
         said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:
         said = promotion.LAPSED
-    return promotion.decide(f"{recipe}@{number}", said)[1]
-
-
-def look_again(recipe: str, at: datetime) -> None:
-    """Schedules a run that trains nothing and writes down what lapsed."""
-    with get_client(sync_client=True) as client:
-        server.patiently(lambda: client.create_flow_run_from_deployment(
-            runtime.deployment.id, parameters={"recipes": [recipe], "approve": promotion.LAPSED},
-            state=Scheduled(scheduled_time=at), idempotency_key=f"{runtime.flow_run.id}-{recipe}", tags=[server.TAG]))
+    if promotion.waits(recipe, number):     # for nobody else has decided meanwhile
+        promotion.decide(f"{recipe}@{number}", said)
 
 
 def say_where(hours: float) -> None:
     get_run_logger().info("waits %g hours for a person: %s", hours, url_for(get_run_context().flow_run))
 
 
-def asked(recipes: Iterable[str]) -> dict[str, int]:
+def look_again(recipe: str, at: datetime) -> None:
+    """Schedules a run that trains nothing and writes down what lapsed."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):      # the deployment was removed
+        server.patiently(lambda: client.create_flow_run_from_deployment(
+            runtime.deployment.id, parameters={"recipes": [recipe], "approve": promotion.LAPSED},
+            state=Scheduled(scheduled_time=at), idempotency_key=f"{runtime.flow_run.id}-{recipe}", tags=[server.TAG]))
+
+
+def asked() -> dict[str, int]:
     """{recipe: version} that this run has asked about, where it was suspended and goes on."""
-    return of_keys(get_run_context().flow_run, recipes)
-
-
-def of_keys(run, recipes: Iterable[str]) -> dict[str, int]:
-    keys = (key.rpartition("-") for key in run.empirical_policy.pause_keys or ())
-    return {recipe: int(number) for recipe, _, number in keys if recipe in recipes}
+    return _of_keys(get_run_context().flow_run)
 
 
 def close(recipes: Iterable[str]) -> list[str]:
-    """Writes down what nobody confirmed in time, and ends the runs that wait for what is decided; returns the lapsed.
+    """Ends what waits no more; returns the verdicts that are decided now or since.
 
-    Such a decision is also a person's at a terminal: evergreen promote sts@3 --yes.
+    An answer is also one at a terminal (evergreen promote sts@3 --yes), and one to a run that the server cancelled as
+    it went on, because another of the same recipe was at work.
     """
-    lapsed = [promotion.text(recipe, number) for recipe in recipes for number in promotion.lapse(recipe)]
+    ours, closed = set(params.load().recipes), {}
     with server.connected() as client:
-        for run in client.read_flow_runs(
-                flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=[server.RETRAIN])),
-                flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(
-                    type=filters.FlowRunFilterStateType(any_=[StateType.PAUSED])))):
-            states = {f"{recipe}@{number}": promotion.state(recipe, number)
-                      for recipe, number in of_keys(run, recipes).items()}
-            if states and not any(state.startswith(promotion.WAITING) for state in states.values()):
-                said = ", ".join(f"{name} ({state})" for name, state in states.items())
+        runs = [run for run in _that_asked(client) if set(_of_keys(run)) & set(recipes)]
+        for run in runs:
+            for recipe, number in _of_keys(run).items():
+                if recipe in ours and (since := promotion.waits(recipe, number)) and run.state.timestamp > since:
+                    response = keyset_from_base_key(f"suspended-{recipe}-{number}")["response"]
+                    if answer := read_flow_run_input(response, run.id):
+                        promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
+                        closed[recipe, number] = True
+        for recipe in recipes:
+            closed |= dict.fromkeys(((recipe, number) for number in promotion.lapse(recipe)), True)
+        for run in runs:
+            about = {recipe: number for recipe, number in _of_keys(run).items() if recipe in ours}
+            others = (r for r in run.parameters.get("recipes", ()) if r in ours and r not in about)
+            if run.state.is_paused() and not (any(promotion.waits(*one) for one in about.items())
+                                              or any(map(promotion.waiting, others))):
+                said = ", ".join(f"{recipe}@{number} ({promotion.state(recipe, number) or 'gone'})"
+                                 for recipe, number in about.items())
                 client.set_flow_run_state(run.id, Completed(message=f"nothing waits any more: {said}"), force=True)
-    return lapsed
+                closed |= dict.fromkeys(about.items(), True)
+    return [promotion.text(recipe, number) for recipe, number in closed if promotion.state(recipe, number)]
+
+
+def _that_asked(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    """The runs of deployments that asked a person and wait, or ended lately and not by themselves."""
+    def of(*states: StateType) -> dict:
+        return {"flow_filter": filters.FlowFilter(name=filters.FlowFilterName(any_=[server.RETRAIN])),
+                "flow_run_filter": filters.FlowRunFilter(state=filters.FlowRunFilterState(
+                    type=filters.FlowRunFilterStateType(any_=list(states)))),
+                "sort": FlowRunSort.EXPECTED_START_TIME_DESC}
+
+    for run in (*server.everything(client.read_flow_runs, **of(StateType.PAUSED)),
+                *client.read_flow_runs(**of(StateType.CANCELLED, StateType.CRASHED), limit=server.PAGE)):
+        if run.deployment_id and run.empirical_policy.pause_keys:
+            yield run
+
+
+def _of_keys(run: FlowRun) -> dict[str, int]:
+    keys = (key.rpartition("-") for key in run.empirical_policy.pause_keys or ())
+    return {recipe: int(number) for recipe, _, number in keys}

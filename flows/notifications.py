@@ -22,13 +22,13 @@ from prefect.events.actions import CallWebhook
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.types import SecretDict
 
+from flows.server import RETRAIN
 from steps import command
 from steps.schema import InputError
 
 VERDICT, NEWS = "evergreen.verdict", "evergreen.news"
 TOLD = Path(".evergreen/news.txt")      # the news that were told
-FLOW = "retrain"        # the stages that it runs elsewhere are flows too, and tell it how they ended
-TEXTS = {
+TEXTS = {               # of runs of RETRAIN alone: a stage's run tells that one how it ended
     "prefect.flow-run.Failed": '"retraining failed: " ~ flow_run.state.message',
     "prefect.flow-run.Crashed": '"retraining crashed: " ~ flow_run.state.message',
     VERDICT: "event.payload.text",
@@ -50,7 +50,7 @@ def apply(url: str) -> None:
             name=f"evergreen: tell of {event}", description="python -m flows.notifications",
             trigger=EventTrigger(
                 expect={event}, match={"prefect.resource.id": "prefect.flow-run.*"},
-                match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
+                match_related={"prefect.resource.role": "flow", "prefect.resource.name": RETRAIN},
                 posture=Posture.Reactive, threshold=1, within=timedelta(0)),
             actions=[CallWebhook(block_document_id=block_id, payload=payload(text))])
         try:
@@ -74,12 +74,13 @@ def announce(event: str, texts: list[str]) -> None:
 
 
 def announce_new(news: list[str]) -> None:
-    """Tells of newer revisions once, not at every run until somebody pins them."""
+    """Tells of each newer revision once, not at every run until somebody pins it."""
     known = TOLD.read_text(encoding="utf-8").splitlines() if TOLD.exists() else []
     if new := [line for line in news if line not in known]:
         announce(NEWS, new)
-    TOLD.parent.mkdir(exist_ok=True)
-    TOLD.write_text("".join(f"{line}\n" for line in news), encoding="utf-8")
+        TOLD.parent.mkdir(exist_ok=True)
+        with open(TOLD, "a", encoding="utf-8") as told:
+            told.writelines(f"{line}\n" for line in new)
 
 
 def main(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from flows import promotion
 from steps import params, register, registry, scores, tracking
+from steps.schema import InputError
 
 STAGES = "| stage | |"      # the head of the table with which the page ends
 
@@ -18,11 +19,22 @@ def page(stages: Mapping[str, str], versions: Mapping[str, int]) -> str:
 
 def again(text: str, versions: Mapping[str, int]) -> str:
     """A page with its versions as they now are; what it says of the stages stays."""
-    return above(versions) + "".join(text.partition(STAGES)[1:])
+    found = tracking.client()
+    return above({recipe: number for recipe, number in versions.items() if registry.find(found, recipe, str(number))}
+                 ) + "".join(text.partition(STAGES)[1:])
 
 
 def above(versions: Mapping[str, int]) -> str:
     return "".join("\n".join(version(recipe, number)) + "\n\n" for recipe, number in versions.items())
+
+
+def lies_here(recipe: str, number: int) -> bool:
+    """Whether the version's scores lie in the workspace, and not those of a later one."""
+    try:
+        there = register.registered(recipe)
+    except InputError:
+        return False
+    return there is not None and there.number == number
 
 
 def version(recipe: str, number: int) -> list[str]:
@@ -30,7 +42,8 @@ def version(recipe: str, number: int) -> list[str]:
     found, project = tracking.client(), params.load()
     held = registry.read_version(found, recipe, number)
     settings = project.recipe(recipe)
-    tables = scores.tables(recipe, settings, register.folders(recipe)["test"], register.references(recipe, project))
+    tables = scores.tables(recipe, settings, register.folders(recipe)["test"], register.references(
+        recipe, project)) if lies_here(recipe, number) else []
     return [f"## {link(f'{recipe}@{number}', f'models/{recipe}/versions/{number}')}", "",
             f"aliases: {', '.join(held.aliases) or 'none'}; run "
             f"{link(held.run_id, f'experiments/{tracking.experiment(found, recipe)}/runs/{held.run_id}')}", "",

@@ -35,6 +35,8 @@ def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> st
     warn(history.notice(recipe))
     try:
         lease.check_lease(runtime.flow_run.id)
+        if runtime.deployment.id:
+            close([recipe])         # an answer that came meanwhile goes first
         state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]
     except InputError as error:
         return Failed(message=str(error), data=error)
@@ -48,15 +50,14 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
     if not runtime.deployment.id:
         return retrained(recipes, approve, decide)
     try:
+        if approve == promotion.LAPSED:         # started for the end of the time to answer; it needs no turn
+            return Completed(message=f"{close(recipes)} decided; nothing was trained")
         with turn():
             graph.mend()
             warn(lease.sweep())
-            if asked := approval.asked(recipes):
+            if asked := approval.asked():
                 return answered(recipes, asked)
-            if lapsed := approval.close(recipes):
-                notifications.announce(notifications.VERDICT, lapsed)
-            if approve == promotion.LAPSED:         # this run was started for the end of the time to answer
-                return Completed(message=f"{len(lapsed)} lapsed; nothing was trained")
+            close(recipes)
             project = params.load()
             plan = graph.plan(project.targets(recipes))
             stages = [s.name for s in plan]
@@ -81,15 +82,26 @@ def answered(recipes: list[str], asked: dict[str, int]) -> State:
     A later run may have made another meanwhile, and asks about that itself. Where several of this run's recipes wait,
     it asks about the next.
     """
+    lease.check_lease(runtime.flow_run.id)
     for recipe in (*asked, *(r for r in recipes if r not in asked)):
         number = asked.get(recipe) or promotion.waiting(recipe)
-        if number and promotion.state(recipe, number).startswith(promotion.WAITING):
+        if number and promotion.waits(recipe, number):
             asked[recipe] = number
             approval.ask(recipe, number)
     server.show(runtime.flow_run.id, page.again(server.page(runtime.flow_run.id), asked))
     tell(asked)
-    return Completed(message=", ".join(f"{one}@{number} ({promotion.state(one, number)})"
-                                       for one, number in asked.items()))
+    said = ", ".join(f"{recipe}@{number} ({promotion.state(recipe, number) or 'gone'})"
+                     for recipe, number in asked.items())
+    if failed := server.failures(runtime.flow_run.id):      # before it was suspended
+        return Failed(message="; ".join([*failed, said]))
+    return Completed(message=said)
+
+
+def close(recipes: list[str]) -> int:
+    """Ends what waited for a person and waits no more, tells of it, and returns how many verdicts that were."""
+    if decided := approval.close(recipes):
+        notifications.announce(notifications.VERDICT, decided)
+    return len(decided)
 
 
 def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide: bool) -> State:
@@ -114,7 +126,7 @@ def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide
     server.show(runtime.flow_run.id, page.page(dict.fromkeys(stages, "unchanged"), versions))
     tell(moved)
     for recipe, number in moved.items():
-        if promotion.state(recipe, number).startswith(promotion.WAITING):
+        if promotion.waits(recipe, number):
             approval.ask(recipe, number)
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
@@ -126,7 +138,7 @@ def warn(lines: Iterable[str]) -> None:
 
 
 def begin(recipes: list[str]) -> dict[str, str]:
-    """{recipe: this run's attempt}; a run that goes on after it was suspended begins another."""
+    """{recipe: this run's attempt}."""
     found, who = tracking.client(), f"{runtime.flow_run.name} {runtime.flow_run.id}"
     return {recipe: attempts.begin(found, recipe, who) for recipe in recipes}
 
@@ -142,7 +154,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                     stage.name, stage if stage.work_pool in away else None,
                     wait_for=[stages[u] for u in stage.upstream])
             wait([*stages.values()])    # a version holds the whole dvc.lock, so no stage may write it any more
-        versions, verdicts = {}, {}
+        versions, verdicts, before = {}, {}, {}
         order = [s.name.removeprefix("train@") for s in plan if s.name.startswith("train@")]
         for recipe in (r for r in order if r in recipes and stages[f"evaluate@{r}"].state.is_completed()):
             versions[recipe] = register_model.with_options(
@@ -150,6 +162,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
             versions[recipe].wait()     # a parent is registered before its children, whose versions name it
             if decide and versions[recipe].state.is_completed():
                 number = versions[recipe].result()["version"]
+                before[recipe] = promotion.state(recipe, number)
                 verdicts[recipe] = decide_on.with_options(
                     name=f"promote@{recipe}", task_run_name=f"promote@{recipe}").submit(
                         recipe, number, approve, attempt[recipe])
@@ -160,7 +173,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                       if verdict.state.is_completed()}
             tell(judged)
             waiting = {recipe: number for recipe, number in judged.items()
-                       if verdicts[recipe].result().startswith(promotion.WAITING)}
+                       if promotion.waits(recipe, number) and before[recipe] != verdicts[recipe].result()}
             for recipe, number in waiting.items():
                 approval.ask(recipe, number)
             if waiting:
@@ -178,8 +191,8 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
 
 def tell(versions: dict[str, int]) -> None:
     """Announces the verdicts on these versions as they now are."""
-    if versions:
-        notifications.announce(notifications.VERDICT, [promotion.text(*one) for one in versions.items()])
+    if texts := [promotion.text(*one) for one in versions.items() if promotion.state(*one)]:
+        notifications.announce(notifications.VERDICT, texts)
 
 
 def show(stages: dict, versions: dict) -> None:
@@ -219,8 +232,8 @@ def run(recipes: list[str], approve: str | None, decide: bool, get_ready: Callab
             # A terminal sends Ctrl-C to all; the server inherits this mask and lives to hear how we ended.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                (server := SubprocessASGIServer()).start()
-                processes.end_with_us(server.server_process.pid)
+                (temporary := SubprocessASGIServer()).start()
+                processes.end_with_us(temporary.server_process.pid)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ready.result()

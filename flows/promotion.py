@@ -204,6 +204,8 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     if approve == "no":
         return close(REFUSED, "hold", f"a person refused; the rules said promote: {kept['reason']}")
     hours = settings.gate.approval.hours
+    if approve == LAPSED and state in (REFUSED, LAPSED):
+        return state
     if approve == LAPSED or (approve == "ask" and late(state, hours)):
         return close(LAPSED, "hold", unconfirmed(hours, kept))
     if approve == "auto" and (state == REFUSED or history.was_in_charge(found, recipe, number)):
@@ -244,7 +246,9 @@ def lapse(recipe: str) -> list[int]:
         for number in registry.tagged(found, recipe, "verdict_state", WAITING):
             version, tags = registry.find(found, recipe, str(number))
             evidence = verdicts.evidence_of(version.run_id, tags)
-            if late(tags["verdict_state"], hours) and (kept := verdicts.find(found, evidence)):
+            if registry.CHAMPION in version.aliases:        # a rollback put it in charge
+                verdicts.mark(found, recipe, number, PROMOTED)
+            elif late(tags["verdict_state"], hours) and (kept := verdicts.find(found, evidence)):
                 write_down(found, version, LAPSED, "hold", unconfirmed(hours, kept), evidence, history.ANYBODY)
                 closed.append(number)
     return closed
@@ -255,9 +259,16 @@ def waiting(recipe: str) -> int | None:
     return max(registry.tagged(tracking.client(), recipe, "verdict_state", WAITING), default=None)
 
 
+def waits(recipe: str, number: int) -> datetime | None:
+    """Since when the verdict on a version has waited for a person; None where it does not."""
+    now = state(recipe, number)
+    return datetime.fromisoformat(now.removeprefix(WAITING)) if now.startswith(WAITING) else None
+
+
 def state(recipe: str, number: int) -> str:
-    """The state of the version's verdict, empty before there is one."""
-    return registry.find(tracking.client(), recipe, str(number))[1].get("verdict_state", "")
+    """The state of the version's verdict, empty where there is none or the version was deleted."""
+    found = registry.find(tracking.client(), recipe, str(number))
+    return found[1].get("verdict_state", "") if found else ""
 
 
 def promote(name: str, approve: str | None = None) -> str:

@@ -10,6 +10,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
@@ -65,6 +66,16 @@ def everything(read: Callable, **wanted) -> Iterator:
         yield from found
         if len(found) < PAGE:
             return
+
+
+def failures(run) -> list[str]:
+    """The tasks of a run that failed, with their reasons."""
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(
+            flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run])),
+            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
+                type=filters.TaskRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))))
+    return [f"{task.name}: {task.state.message}" for task in found]
 
 
 def page(run) -> str:

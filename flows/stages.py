@@ -92,16 +92,17 @@ def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> 
                 raise StageFailed(f"{stage.name} was stopped")
             if state.is_scheduled() and (now := time.monotonic()) > look:
                 look, there = now + LOOK, server.patiently(lambda: client.read_work_pool(stage.work_pool)).status
-                if there != WorkPoolStatus.NOT_READY:
+                if there == WorkPoolStatus.READY:
                     lonely = 0.0
                 elif not lonely:
                     lonely = now
-                    on_line(f"the work pool {stage.work_pool} has no worker; start one in a clone of its own: "
-                            f"evergreen worker {stage.work_pool}")
+                    on_line(f"the work pool {stage.work_pool} has no worker or is paused; start one in a clone of its "
+                            f"own: evergreen worker {stage.work_pool}")
                 elif now - lonely > NOBODY:
                     client.set_flow_run_state(child.id, Cancelled(message="no worker took it"), force=True)
                     raise StageFailed(f"{stage.name}: the work pool {stage.work_pool} had no worker for "
-                                      f"{NOBODY / 60:g} minutes; start one: evergreen worker {stage.work_pool}")
+                                      f"{NOBODY / 60:g} minutes, or was paused; start one: evergreen worker "
+                                      f"{stage.work_pool}")
             time.sleep(POLL)
 
 

@@ -48,9 +48,9 @@ def pool(model: SentenceTransformer, pooling: str | None) -> None:
     place = next((place for place, module in enumerate(model) if isinstance(module, Pooling)), None)
     if pooling is None or (place is not None and model[place].pooling_mode == pooling):
         return
-    if place is None:
+    if place is None or not isinstance(model[place].pooling_mode, str):
         raise InputError(f"train.pooling is {pooling}, and the base model's vectors are not pooled from those of its "
-                         "words; set it to null")
+                         "words, or in several ways; set it to null")
     model[place] = Pooling(**model[place].get_config_dict() | {"pooling_mode": pooling})
 
 

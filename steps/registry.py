@@ -118,7 +118,9 @@ def find(found, recipe: str, which: str) -> tuple[Version, Mapping[str, str]] | 
     try:
         version = (found.get_model_version(recipe, which) if which.isdigit() else
                    found.get_model_version_by_alias(recipe, which))
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):      # no such alias
+            raise
         return None
     return read_version(found, recipe, version.version), version.tags
 

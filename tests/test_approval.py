@@ -4,11 +4,12 @@ import io
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from flows import promotion
-from steps import journal, registry
+from steps import journal, registry, verdicts
 from tests.conftest import Project
 from tests.planted import BAD, GOOD, in_charge, lent, make_shelf
 
@@ -76,6 +77,21 @@ def test_what_waited_too_long_lapses_whether_or_not_a_newer_version_came(store, 
     assert "nobody confirmed in time" in promotion.text("sts", GOOD)
 
 
+def test_no_answer_in_time_undoes_no_answer_that_came_and_no_champion(store, shelf):
+    promotion.decide("sts@1", "ask")
+    promotion.decide("sts@1", "no")
+    assert promotion.decide("sts@1", "lapsed") == (GOOD, "refused")
+    verdicts.mark(store, "sts", GOOD, f"{promotion.WAITING}2020-01-01T00:00:00+00:00")
+    registry.set_alias(store, "sts", GOOD, "champion")
+    before = len(journal.read(store, "sts").events)
+    assert (promotion.lapse("sts"), promotion.state("sts", GOOD)) == ([], "promoted")
+    assert len(journal.read(store, "sts").events) == before
+
+
+def test_a_version_that_was_deleted_waits_no_more(store):
+    assert (promotion.waits("sts", 99), promotion.state("sts", 99)) == (None, "")
+
+
 def test_a_person_cannot_confirm_what_the_rules_hold(store):
     registry.set_alias(store, "sts", GOOD, "champion")
     promotion.decide("sts@2", "yes")
@@ -107,6 +123,7 @@ def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(st
         assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
         assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
         shelf.edit("recipes.sts.gate.approval.hours", 1.0)
+        verdicts.mark(store, "sts", GOOD, f"{promotion.WAITING}{datetime.now(UTC).isoformat()}")
         person = threading.Thread(target=answer, daemon=True)
         person.start()
         ran()

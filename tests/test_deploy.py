@@ -140,13 +140,13 @@ def test_a_promotion_that_nobody_confirms_lapses_and_its_run_ends(fleet, asked):
     fleet.head.change(lambda v: v["recipes"]["sts"]["gate"]["approval"].update(hours=1e-6))
     fleet.ask(f"/flow_runs/{last['id']}/set_state", state={"type": "SCHEDULED"}, force=True)
     ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-    assert fleet.until(last["id"], *ends)["message"] == "1 lapsed; nothing was trained", fleet.logs(last["id"])
+    assert fleet.until(last["id"], *ends)["message"] == "1 decided; nothing was trained", fleet.logs(last["id"])
     assert fleet.until(asked, *ends)["message"] == "nothing waits any more: sts@1 (lapsed)"
     assert "nobody confirmed within 1e-06 hours" in fleet.head.evergreen("history", "sts").stdout
 
 
 @pytest.fixture(scope="module")
-def confirmed(fleet, asked) -> str:
+def confirmed(fleet, interrupted) -> str:
     """The id of a run that trained nothing, judged by rules that are others now, was suspended and got an answer."""
     fleet.head.change(lambda v: v["recipes"]["sts"]["gate"].update(
         min_rows=2, approval={"policy": "ask", "hours": 1.0}))
@@ -155,6 +155,28 @@ def confirmed(fleet, asked) -> str:
     fleet.poll(lambda: not fleet.processes("prefect.engine"), 30)
     fleet.ask(f"/flow_runs/{run}/resume", run_input={"promote": True})
     return run
+
+
+@pytest.fixture(scope="module")
+def interrupted(fleet, asked) -> str:
+    """The id of a run whose answer came while another of the same recipe was at work, so that the server cancelled it.
+
+    Here it is put there by hand: the answer is stored, and the run cancelled, as the server does it.
+    """
+    fleet.head.change(lambda v: v["recipes"]["sts"]["gate"].update(
+        min_rows=3, approval={"policy": "ask", "hours": 1.0}))
+    run = fleet.begin()
+    assert fleet.until(run, "PAUSED", "FAILED", "CRASHED", "COMPLETED")["name"] == "Suspended", fleet.logs(run)
+    fleet.ask(f"/flow_runs/{run}/input", key="suspended-sts-1-response", value='{"promote": false}')
+    fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CANCELLED"}, force=True)
+    return run
+
+
+def test_an_answer_to_a_run_that_was_cancelled_is_heard_by_the_next(fleet, interrupted):
+    run = fleet.begin()
+    end = fleet.until(run, "COMPLETED", "FAILED", "CRASHED", "PAUSED")
+    assert end["message"].startswith("unchanged: ") and end["message"].endswith("sts@1 (refused)"), fleet.logs(run)
+    assert "a person refused" in fleet.head.evergreen("history", "sts").stdout
 
 
 def test_a_suspended_run_keeps_no_process_and_goes_on_with_the_answer(fleet, confirmed):
@@ -215,6 +237,6 @@ stages.on_pool(SimpleNamespace(name="train@sts", work_pool="empty"), {
     "stage": "train@sts", "commit": "", "params_sha256": "", "upstream": {}}, print)
 """
     done = fleet.head.run(sys.executable, "-c", code, check=False)
-    assert "the work pool empty has no worker; start one in a clone of its own: evergreen worker empty" in done.stdout
-    assert "StageFailed: train@sts: the work pool empty had no worker for 0.05 minutes; start one" in done.stderr
+    assert "the work pool empty has no worker or is paused; start one in a clone of its own: " in done.stdout
+    assert "StageFailed: train@sts: the work pool empty had no worker for 0.05 minutes, or was paused; " in done.stderr
     assert fleet.state(fleet.stage_run("train@sts of None"))["type"] == "CANCELLED"
