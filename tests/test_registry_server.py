@@ -19,7 +19,7 @@ import pytest
 
 from steps import command, history, journal, register, tracking
 from tests.conftest import Project
-from tests.test_registry_faults import EACH, WRITERS, everything_was_registered, faults  # noqa: F401
+from tests.test_registry_faults import WRITERS, everything_was_registered, faults  # noqa: F401
 
 INSTALLED = [shutil.which("initdb"), *Path("/usr/lib/postgresql").glob("*/bin/initdb")]
 BINARIES = [Path(path).resolve().parent for path in INSTALLED if path]
@@ -86,8 +86,9 @@ def server(store: str, folder: Path, environment: dict[str, str]) -> Iterator[st
 @pytest.mark.skipif(not importlib.util.find_spec("psycopg2"), reason="psycopg2 is not installed; PostgreSQL needs it")
 def test_eight_writers_on_a_server_with_postgresql_lose_no_version(faults, environment, tmp_path):  # noqa: F811
     (tmp_path / "params.yaml").touch()
+    each = 10       # by HTTP a registration takes a second
     with postgres() as store, server(store, tmp_path, environment) as url:
-        everything_was_registered(faults(tmp_path, "writers", WRITERS, EACH, MLFLOW_TRACKING_URI=url))
+        everything_was_registered(faults(tmp_path, "writers", WRITERS, each, MLFLOW_TRACKING_URI=url), each)
 
 
 class Lossy:
