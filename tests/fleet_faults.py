@@ -32,11 +32,23 @@ def train_for_hours(fleet: Fleet, epochs: int) -> None:
 
 
 def training(fleet: Fleet) -> str:
-    """A new run, once there is a checkpoint of it; its id."""
+    """A new run, once there is a checkpoint of it, beside those of a run before; its id."""
+    def checkpoints() -> set[float]:
+        return {path.stat().st_mtime for path in (fleet.gpu / ".evergreen/checkpoints/sts").glob("*/*/manifest.json")}
+
+    before = checkpoints()
     run = fleet.begin()
-    checkpoints = fleet.gpu / ".evergreen/checkpoints/sts"
-    fleet.poll(lambda: fleet.processes("steps.train") and list(checkpoints.glob("*/*/manifest.json")), 180)
+    fleet.poll(lambda: checkpoints() - before, 180)
     return run
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on(fleet):
+    """A test that fails leaves no training to the next."""
+    yield
+    for run in fleet.ask("/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}):
+        fleet.ask(f"/flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+    fleet.poll(lambda: not fleet.processes("steps."), 30)
 
 
 @pytest.mark.fault(14)
