@@ -201,9 +201,15 @@ BASE_MODELS = {"local": {"tiny": {"path": "tiny-bert", "licence": "Apache-2.0"}}
 def make_project(folder: Path, tiny_model: Path, environment: dict[str, str]) -> Project:
     """A project of the recipe sts alone, on the first rows of its samples."""
     project = copy_project(folder, tiny_model, environment)
-    shutil.rmtree(folder / "published")
+    only_sts(project)
+    return project.start()
+
+
+def only_sts(project: Project) -> None:
+    """Leaves the recipe sts alone, on the first rows of its samples and the tiny model that lies in the project."""
+    shutil.rmtree(project / "published")
     for split, count in (("train", 48), ("dev", 16), ("test", 24)):
-        write_rows(folder / f"samples/appliances/{split}.csv", sample(split, count))
+        write_rows(project / f"samples/appliances/{split}.csv", sample(split, count))
 
     def change(values: dict) -> None:
         sts = values["recipes"]["sts"]
@@ -214,7 +220,6 @@ def make_project(folder: Path, tiny_model: Path, environment: dict[str, str]) ->
         values |= {"threads": 1, "base_models": BASE_MODELS, "teachers": {}, "references": {}, "recipes": {"sts": sts},
                    "datasets": {"local": {"appliances": values["datasets"]["local"]["appliances"]}, "remote": {}}}
     project.change(change)
-    return project.start()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -101,8 +101,12 @@ class Running(Project):
 
 
 @contextlib.contextmanager
-def started_stack(environment: dict[str, str], receiver: Receiver) -> Iterator[Running]:
-    """Below /tmp and open to be passed through, because PostgreSQL runs as another user where this one is root."""
+def started_stack(environment: dict[str, str], receiver: Receiver,
+                  change: Callable[[Running], None] = lambda project: None) -> Iterator[Running]:
+    """Below /tmp and open to be passed through, because PostgreSQL runs as another user where this one is root.
+
+    `change` works on the project before its first commit.
+    """
     folder = Path(tempfile.mkdtemp(prefix="stack-"))
     folder.chmod(0o711)
     project = Running(folder / "project", environment | {
@@ -113,6 +117,7 @@ def started_stack(environment: dict[str, str], receiver: Receiver) -> Iterator[R
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "ending.py").write_text(FLOW, encoding="utf-8")
+    change(project)
     project.start()
     try:
         project.started = project.up()
