@@ -22,7 +22,7 @@ soak: setup
 
 # Workers and servers of a small fleet killed, cut off and cancelled; ten minutes, mostly of waiting.
 fleet: setup
-	@.venv/bin/python -m pytest -n 0 -s tests/fleet_faults.py
+	@.venv/bin/python -m pytest -n 0 -s tests/fleet_stack.py tests/fleet_faults.py
 
 lint: setup
 	@.venv/bin/ruff check .
