@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 from steps import command
 
@@ -71,15 +70,14 @@ def main() -> None:
 
 def finished(room: Path, environment: dict[str, str]):
     """A project of one recipe on a tiny model, trained and registered."""
-    from tests import conftest
+    from tests import project as small
 
     (room / "home").mkdir()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment |= {"HOME": str(room / "home"), "PATH": path,
                     **{f"GIT_{who}_{what}": "scale@localhost" for who in ("AUTHOR", "COMMITTER")
                        for what in ("NAME", "EMAIL")}}
-    folders = SimpleNamespace(mktemp=lambda name: (room / name).mkdir() or room / name)
-    project = conftest.make_project(room / "project", conftest.tiny_model.__wrapped__(folders), environment)
+    project = small.make_project(room / "project", small.make_tiny_model(room / "tiny"), environment)
     project.evergreen("run", "sts")
     return project
 

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.soak_check import check
 from steps import command
-from tests import conftest
+from tests import project as small
 
 ATTEMPTS = 4        # of a retraining; the last is left alone
 WAIT = 600          # seconds in which a start that is left alone ends
@@ -53,9 +53,9 @@ class Soak:
         self.folder, self.history, self.number, self.writing = folder, history, 0, threading.Lock()
         self.random, self.killed, self.lasts, self.seen = random.Random(seed), killed, 60.0, 0
         self.known: set[tuple[str, int]] = set()        # checkpoints that were noted
-        self.environment = conftest.new_user(folder / "home") | command.QUIET | {
+        self.environment = small.new_user(folder / "home") | command.QUIET | {
             "TMPDIR": str(folder / "tmp"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "45"}
-        self.project = conftest.make_project(folder / "project", conftest.make_tiny_model(folder / "tiny"),
+        self.project = small.make_project(folder / "project", small.make_tiny_model(folder / "tiny"),
                                              self.environment)
         self.project.change(self.shorten)
         self.project.run(sys.executable, "-c", "from steps import tracking; tracking.client()")

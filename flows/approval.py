@@ -19,8 +19,8 @@ from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
 from prefect.states import Completed, Scheduled
 from prefect.utilities.urls import url_for
 
-from flows import promotion, server
-from steps import params
+from flows import promotion, server, waiting
+from steps import params, verdicts
 
 BACKSTOP = 7 * 86_400       # seconds after the time to answer, when the server itself fails a run that still waits
 
@@ -50,8 +50,8 @@ def ask(recipe: str, number: int) -> None:
             answer = suspend_flow_run(timeout=round(3600 * hours) + BACKSTOP, **want)
         said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:
-        said = promotion.LAPSED
-    if promotion.waits(recipe, number):     # for nobody else has decided meanwhile
+        said = verdicts.LAPSED
+    if waiting.since(recipe, number):     # for nobody else has decided meanwhile
         promotion.decide(f"{recipe}@{number}", said)
 
 
@@ -63,7 +63,7 @@ def look_again(recipe: str, at: datetime) -> None:
     """Schedules a run that trains nothing and writes down what lapsed."""
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):      # the deployment was removed
         server.patiently(lambda: client.create_flow_run_from_deployment(
-            runtime.deployment.id, parameters={"recipes": [recipe], "approve": promotion.LAPSED},
+            runtime.deployment.id, parameters={"recipes": [recipe], "approve": verdicts.LAPSED},
             state=Scheduled(scheduled_time=at), idempotency_key=f"{runtime.flow_run.id}-{recipe}", tags=[server.TAG]))
 
 
@@ -83,23 +83,23 @@ def close(recipes: Iterable[str]) -> list[str]:
         runs = [run for run in _that_asked(client) if set(_of_keys(run)) & set(recipes)]
         for run in runs:
             for recipe, number in _of_keys(run).items():
-                if recipe in ours and (since := promotion.waits(recipe, number)) and run.state.timestamp > since:
+                if recipe in ours and (since := waiting.since(recipe, number)) and run.state.timestamp > since:
                     response = keyset_from_base_key(f"suspended-{recipe}-{number}")["response"]
                     if answer := read_flow_run_input(response, run.id):
                         promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
                         closed[recipe, number] = True
         for recipe in recipes:
-            closed |= dict.fromkeys(((recipe, number) for number in promotion.lapse(recipe)), True)
+            closed |= dict.fromkeys(((recipe, number) for number in waiting.lapse(recipe)), True)
         for run in runs:
             about = {recipe: number for recipe, number in _of_keys(run).items() if recipe in ours}
             others = (r for r in run.parameters.get("recipes", ()) if r in ours and r not in about)
-            if run.state.is_paused() and not (any(promotion.waits(*one) for one in about.items())
-                                              or any(map(promotion.waiting, others))):
-                said = ", ".join(f"{recipe}@{number} ({promotion.state(recipe, number) or 'gone'})"
+            if run.state.is_paused() and not (any(waiting.since(*one) for one in about.items())
+                                              or any(map(waiting.newest, others))):
+                said = ", ".join(f"{recipe}@{number} ({waiting.state(recipe, number) or 'gone'})"
                                  for recipe, number in about.items())
                 client.set_flow_run_state(run.id, Completed(message=f"nothing waits any more: {said}"), force=True)
                 closed |= dict.fromkeys(about.items(), True)
-    return [promotion.text(recipe, number) for recipe, number in closed if promotion.state(recipe, number)]
+    return [promotion.text(recipe, number) for recipe, number in closed if waiting.state(recipe, number)]
 
 
 def _that_asked(client: SyncPrefectClient) -> Iterator[FlowRun]:

@@ -11,9 +11,22 @@ from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Failed, State
 
-from flows import approval, deploy, graph, lease, notifications, page, pin, preflight, processes, promotion, server
+from flows import (
+    approval,
+    deploy,
+    graph,
+    lease,
+    notifications,
+    page,
+    pin,
+    preflight,
+    processes,
+    promotion,
+    server,
+    waiting,
+)
 from flows.stages import run_stage, set_slots, turn
-from steps import attempts, history, params, register, tracking
+from steps import attempts, history, params, register, tracking, verdicts
 from steps.schema import InputError
 
 
@@ -50,7 +63,7 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
     if not runtime.deployment.id:
         return retrained(recipes, approve, decide)
     try:
-        if approve == promotion.LAPSED:         # started for the end of the time to answer; it needs no turn
+        if approve == verdicts.LAPSED:         # started for the end of the time to answer; it needs no turn
             return Completed(message=f"{close(recipes)} decided; nothing was trained")
         with turn():
             graph.mend()
@@ -84,13 +97,13 @@ def answered(recipes: list[str], asked: dict[str, int]) -> State:
     """
     lease.check_lease(runtime.flow_run.id)
     for recipe in (*asked, *(r for r in recipes if r not in asked)):
-        number = asked.get(recipe) or promotion.waiting(recipe)
-        if number and promotion.waits(recipe, number):
+        number = asked.get(recipe) or waiting.newest(recipe)
+        if number and waiting.since(recipe, number):
             asked[recipe] = number
             approval.ask(recipe, number)
     server.show(runtime.flow_run.id, page.again(server.page(runtime.flow_run.id), asked))
     tell(asked)
-    said = ", ".join(f"{recipe}@{number} ({promotion.state(recipe, number) or 'gone'})"
+    said = ", ".join(f"{recipe}@{number} ({waiting.state(recipe, number) or 'gone'})"
                      for recipe, number in asked.items())
     if failed := server.failures(runtime.flow_run.id):      # before it was suspended
         return Failed(message="; ".join([*failed, said]))
@@ -118,7 +131,7 @@ def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide
         if not decide:
             said.append(name)
             continue
-        before = promotion.state(recipe, number)
+        before = waiting.state(recipe, number)
         state = promotion.decide(name, approve, attempt[recipe])[1]
         if state != before:
             moved[recipe] = number
@@ -126,7 +139,7 @@ def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide
     server.show(runtime.flow_run.id, page.page(dict.fromkeys(stages, "unchanged"), versions))
     tell(moved)
     for recipe, number in moved.items():
-        if promotion.waits(recipe, number):
+        if waiting.since(recipe, number):
             approval.ask(recipe, number)
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
@@ -154,7 +167,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                     stage.name, stage if stage.work_pool in away else None,
                     wait_for=[stages[u] for u in stage.upstream])
             wait([*stages.values()])    # a version holds the whole dvc.lock, so no stage may write it any more
-        versions, verdicts, before = {}, {}, {}
+        versions, decisions, before = {}, {}, {}
         order = [s.name.removeprefix("train@") for s in plan if s.name.startswith("train@")]
         for recipe in (r for r in order if r in recipes and stages[f"evaluate@{r}"].state.is_completed()):
             versions[recipe] = register_model.with_options(
@@ -162,24 +175,24 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
             versions[recipe].wait()     # a parent is registered before its children, whose versions name it
             if decide and versions[recipe].state.is_completed():
                 number = versions[recipe].result()["version"]
-                before[recipe] = promotion.state(recipe, number)
-                verdicts[recipe] = decide_on.with_options(
+                before[recipe] = waiting.state(recipe, number)
+                decisions[recipe] = decide_on.with_options(
                     name=f"promote@{recipe}", task_run_name=f"promote@{recipe}").submit(
                         recipe, number, approve, attempt[recipe])
-                verdicts[recipe].wait()
+                decisions[recipe].wait()
         show(stages, versions)
         if server.on_a_server():
-            judged = {recipe: versions[recipe].result()["version"] for recipe, verdict in verdicts.items()
-                      if verdict.state.is_completed()}
+            judged = {recipe: versions[recipe].result()["version"] for recipe, decision in decisions.items()
+                      if decision.state.is_completed()}
             tell(judged)
-            waiting = {recipe: number for recipe, number in judged.items()
-                       if promotion.waits(recipe, number) and before[recipe] != verdicts[recipe].result()}
-            for recipe, number in waiting.items():
+            asks = {recipe: number for recipe, number in judged.items()
+                    if waiting.since(recipe, number) and before[recipe] != decisions[recipe].result()}
+            for recipe, number in asks.items():
                 approval.ask(recipe, number)
-            if waiting:
+            if asks:
                 show(stages, versions)
-                tell(waiting)
-        for future in (*stages.values(), *versions.values(), *verdicts.values()):
+                tell(asks)
+        for future in (*stages.values(), *versions.values(), *decisions.values()):
             if future.state.is_failed() or future.state.is_crashed():
                 return future.state
         return {"stages": {name: future.result() for name, future in stages.items()},
@@ -191,7 +204,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
 
 def tell(versions: dict[str, int]) -> None:
     """Announces the verdicts on these versions as they now are."""
-    if texts := [promotion.text(*one) for one in versions.items() if promotion.state(*one)]:
+    if texts := [promotion.text(*one) for one in versions.items() if waiting.state(*one)]:
         notifications.announce(notifications.VERDICT, texts)
 
 

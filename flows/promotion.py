@@ -6,10 +6,10 @@ here or on another machine, is another one to compare with.
 
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from flows import seeds
+from flows import seeds, waiting
 from steps import (
     attempts,
     gate,
@@ -26,9 +26,7 @@ from steps import (
 from steps.gate import Evidence, Pair
 from steps.registry import Version
 from steps.schema import InputError, Recipe
-
-WAITING = "waiting since "
-DECIDED, NOTED, PROMOTED, REFUSED, LAPSED = "decided", "noted", "promoted", "refused", "lapsed"
+from steps.verdicts import DECIDED, LAPSED, NOTED, PROMOTED, REFUSED, WAITING
 
 
 def decide(name: str, approve: str | None = None, attempt: str | None = None) -> tuple[int, str]:
@@ -195,7 +193,7 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     over = number if unjudged else champion
 
     def close(new: str, verdict: str, why: str) -> str:
-        return write_down(found, version, new, verdict, why, evidence, over)
+        return waiting.write_down(found, version, new, verdict, why, evidence, over)
 
     if unjudged:
         return close(PROMOTED, kept["verdict"], kept["reason"])
@@ -206,8 +204,8 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     hours = settings.gate.approval.hours
     if approve == LAPSED and state in (REFUSED, LAPSED):
         return state
-    if approve == LAPSED or (approve == "ask" and late(state, hours)):
-        return close(LAPSED, "hold", unconfirmed(hours, kept))
+    if approve == LAPSED or (approve == "ask" and waiting.late(state, hours)):
+        return close(LAPSED, "hold", waiting.unconfirmed(hours, kept))
     if approve == "auto" and (state == REFUSED or history.was_in_charge(found, recipe, number)):
         return state
     if approve == "ask":
@@ -219,56 +217,6 @@ def settle(found, version: Version, champion: int | None, kept: Mapping, evidenc
     history.move(found, recipe, number, why, "promote", evidence=evidence, over=over)
     verdicts.mark(found, recipe, number, PROMOTED)
     return PROMOTED
-
-
-def write_down(found, version: Version, state: str, verdict: str, why: str, evidence: str, over: int | None) -> str:
-    """A decision that moves nothing, in the history and with the version. Returns the state."""
-    history.note(found, version.recipe, version.number, verdict, why, evidence=evidence, over=over)
-    verdicts.mark(found, version.recipe, version.number, state)
-    return state
-
-
-def late(state: str, hours: float) -> bool:
-    """Whether a verdict has waited for a person for longer."""
-    return state.startswith(WAITING) and datetime.now(UTC) - datetime.fromisoformat(
-        state.removeprefix(WAITING)) > timedelta(hours=hours)
-
-
-def unconfirmed(hours: float, kept: Mapping) -> str:
-    return f"nobody confirmed within {hours:g} hours; the rules said promote: {kept['reason']}"
-
-
-def lapse(recipe: str) -> list[int]:
-    """Closes the verdicts on a recipe's versions that nobody confirmed in time; returns the versions."""
-    found, hours = tracking.client(), params.load().recipe(recipe).gate.approval.hours
-    closed = []
-    with history.deciding(recipe):
-        for number in registry.tagged(found, recipe, "verdict_state", WAITING):
-            version, tags = registry.find(found, recipe, str(number))
-            evidence = verdicts.evidence_of(version.run_id, tags)
-            if registry.CHAMPION in version.aliases:        # a rollback put it in charge
-                verdicts.mark(found, recipe, number, PROMOTED)
-            elif late(tags["verdict_state"], hours) and (kept := verdicts.find(found, evidence)):
-                write_down(found, version, LAPSED, "hold", unconfirmed(hours, kept), evidence, history.ANYBODY)
-                closed.append(number)
-    return closed
-
-
-def waiting(recipe: str) -> int | None:
-    """The newest version that waits for a person."""
-    return max(registry.tagged(tracking.client(), recipe, "verdict_state", WAITING), default=None)
-
-
-def waits(recipe: str, number: int) -> datetime | None:
-    """Since when the verdict on a version has waited for a person; None where it does not."""
-    now = state(recipe, number)
-    return datetime.fromisoformat(now.removeprefix(WAITING)) if now.startswith(WAITING) else None
-
-
-def state(recipe: str, number: int) -> str:
-    """The state of the version's verdict, empty where there is none or the version was deleted."""
-    found = registry.find(tracking.client(), recipe, str(number))
-    return found[1].get("verdict_state", "") if found else ""
 
 
 def promote(name: str, approve: str | None = None) -> str:

@@ -1,21 +1,17 @@
 """Trained models -> versions of MLflow's registry with verified files, and back."""
 
-import importlib.metadata
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import provenance, tracking
+from steps import model_files, provenance, tracking
 from steps.schema import InputError
 
 ALIAS = "challenger"
 CHAMPION = "champion"
 PREFERRED = (CHAMPION, ALIAS)       # what a bare recipe name means
 IN_CHARGE = "in_charge"             # a tag of a registered model that had a champion: the history's newest
-MODEL = "model"                     # the artifact folder of a logged model
-PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".bin"}
 
 
 @dataclass(frozen=True)
@@ -154,36 +150,31 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} holds no model.safetensors; make it with: evergreen run {recipe}")
-    refuse_pickle(folder)
+    model_files.refuse_pickle(folder)
     if (status := found.get_run(run_id).info.status) != "FINISHED":
         raise InputError(f"run {run_id} has not finished ({status}), so its model is not registered; "
                          f"wait for it, or train again: evergreen run {recipe}")
     import mlflow
     from mlflow.exceptions import MlflowException
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     of_run = found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
     tracking.discard_models(found, run_id, {v.source for v in of_run})
-    requirements = [f"{p}=={importlib.metadata.version(p).split('+')[0]}"
-                    for p in ("sentence-transformers", "transformers", "torch")]
-    log = {"embedding": _log_encoder, "classification": _log_classifier}[kind]
     with mlflow.start_run(run_id=run_id):
         try:
-            logged = log(folder.absolute(), example, requirements)
+            logged = model_files.log(kind, folder.absolute(), example)
         except MlflowException:     # it refuses what is sent again because the answer was lost on the way
             tracking.discard_models(found, run_id, {v.source for v in of_run})
-            logged = log(folder.absolute(), example, requirements)
-    stored = stored_folder(logged.model_uri)
+            logged = model_files.log(kind, folder.absolute(), example)
+    stored = model_files.stored(logged.model_uri)
     weights = next(stored.rglob("model.safetensors"), None)
     if weights is None or provenance.sha256(weights) != tags["weights_sha256"]:
         raise InputError(f"the weights stored for run {run_id} are not those of {folder}; is the disk sound?")
-    refuse_pickle(stored)
+    model_files.refuse_pickle(stored)
     may()
     with suppress(MlflowException):     # known already
         found.create_registered_model(recipe)
     version = found.create_model_version(
-        recipe, logged.model_uri, run_id, tags={**tags, "files_sha256": files_sha256(stored)},
+        recipe, logged.model_uri, run_id, tags={**tags, "files_sha256": model_files.digest(stored)},
         description=card, model_id=logged.model_id)
     made = [int(v.version) for v in found.search_model_versions(f"name = '{recipe}' and run_id = '{run_id}'")
             if v.source == version.source]
@@ -191,51 +182,6 @@ def register(found, recipe: str, kind: str, run_id: str, folder: Path, example: 
         with _absent_is_fine():
             found.delete_model_version(recipe, str(extra))
     return read_version(found, recipe, min([*made, int(version.version)]), created=True)
-
-
-def _log_encoder(folder: Path, example: list[str], requirements: list[str]):
-    import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    vectors = TensorSpec(np.dtype("float32"), (-1, model.get_embedding_dimension()))
-    signature = ModelSignature(Schema([ColSpec("string")]), Schema([vectors]))
-    return mlflow.sentence_transformers.log_model(
-        model, name=MODEL, signature=signature, input_example=example, pip_requirements=requirements)
-
-
-def _log_classifier(folder: Path, example: list[str], requirements: list[str]):
-    import logging
-
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)    # it asks a hub for the card of a local folder
-    parts = {"model": AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True),
-             "tokenizer": AutoTokenizer.from_pretrained(folder, local_files_only=True)}
-    signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string", "label"),
-                                                                    ColSpec("double", "score")]))
-    return mlflow.transformers.log_model(parts, name=MODEL, task="text-classification", signature=signature,
-                                         input_example=example[:1], pip_requirements=requirements)
-
-
-def stored_folder(model_uri: str) -> Path:
-    """The local folder of a stored model as MLflow laid it out, downloaded when the store is elsewhere."""
-    import mlflow
-
-    here = tracking.uri().startswith("sqlite:")      # a model on this disk is read where it lies
-    return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=None if here else tracking.downloads()))
-
-
-def files_sha256(stored: Path) -> str:
-    """One digest of the model's own files; those beside them are MLflow's, which adds to them."""
-    return provenance.digest({p.relative_to(stored).as_posix(): provenance.sha256(p)
-                              for p in stored.rglob("*") if p.is_file() and p.parent != stored})
 
 
 def set_alias(found, recipe: str, number: int, alias: str = ALIAS) -> None:
@@ -279,25 +225,14 @@ def verified(found, recipe: str, number: int) -> Path:
         raise InputError(f"{recipe}@{number} has no digest of its files: it was not registered by Evergreen and is not "
                          f"used; register with: evergreen register {recipe}")
     try:
-        folder = stored_folder(f"models:/{recipe}/{number}")
-        stored = files_sha256(folder)
+        folder = model_files.stored(f"models:/{recipe}/{number}")
+        stored = model_files.digest(folder)
     except (MlflowException, OSError) as error:
         raise InputError(f"{recipe}@{number}: its stored files cannot be read ({error}); {remedy}") from None
     if stored != registered:
         raise InputError(f"{recipe}@{number}: the files in {folder} are not those that were registered; {remedy}")
-    refuse_pickle(folder)
+    model_files.refuse_pickle(folder)
     return folder
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Raises InputError where a file is a pickle, by its name or its first bytes: loading one runs what it holds."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb") as file:
-            start = file.read(64)
-        zipped = start.startswith(b"PK\x03\x04") and b"data.pkl" in start      # torch.save
-        if path.suffix in PICKLES or zipped or re.match(rb"\x80[\x02-\x05]", start):
-            raise InputError(f"{path} is a pickle, which runs code when it is loaded; save the model as safetensors "
-                             "and remove the file")
 
 
 def delete(found, recipe: str, number: int) -> None:

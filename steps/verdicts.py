@@ -12,6 +12,8 @@ from steps import provenance, tracking
 from steps.gate import Decision, Evidence, Rules
 from steps.journal import NONE, Log
 
+WAITING = "waiting since "
+DECIDED, NOTED, PROMOTED, REFUSED, LAPSED = "decided", "noted", "promoted", "refused", "lapsed"
 FOLDER = "verdicts"         # of the version's run
 CHANGE = ("change: how much nearer the answer came to gold. For a correlation in ranks, as a share of the rows; for a "
           "class 1 is from wrong to right and -1 from right to wrong.")
@@ -53,6 +55,11 @@ def keep(found, recipe: str, number: int, run_id: str, kept: dict) -> str:
                        "verdict_sha256": sha256(content), "verdict_id": kept["id"]}.items():
         found.set_model_version_tag(recipe, str(number), tag, value)
     return evidence
+
+
+def waits_since(state: str) -> datetime | None:
+    """Since when a verdict in this state has waited for a person; None in any other."""
+    return datetime.fromisoformat(state.removeprefix(WAITING)) if state.startswith(WAITING) else None
 
 
 def mark(found, recipe: str, number: int, state: str) -> None:

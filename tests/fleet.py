@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import Project, make_project
+from tests.project import Project, make_project
 from tests.waiting import until
 
 LENIENT = {"margin": -2.0, "floor": -1.0, "min_rows": 1, "slices": {}, "tolerance": 1.0,

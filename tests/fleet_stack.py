@@ -8,21 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import only_sts
 from tests.fleet import LENIENT
-from tests.running import Receiver, Running, started_stack
-from tests.test_registry_server import BINARIES
+from tests.project import only_sts
+from tests.running import Running, needs_postgresql, started_stack
 from tests.waiting import until
 
-pytestmark = pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")
+pytestmark = needs_postgresql
 EVERY = 20      # seconds
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as found:
-        yield found
-        found.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from steps import checkpoint, classification, command, embedding, params, prepare, recipes, training  # noqa: F401
 from steps import train as step
 from steps.provenance import sha256
-from tests.conftest import ROOT, make_tiny_model
+from tests.project import ROOT, make_tiny_model
 from tests.small import few_rows, softmax
 
 PLACE = Path(".evergreen/checkpoints")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from steps import batching, command, embedding, evaluate, params, register, registry, tracking
 from steps.recipes import sts
-from tests.conftest import Project
+from tests.project import Project
 
 TEST = Path("data/prepared/sts/test.arrow")
 MODEL = Path("models/sts")

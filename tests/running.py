@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from infra import keys, processes, stack
-from tests.conftest import ROOT, Project
+from tests.project import ROOT, Project
+from tests.test_registry_server import BINARIES
 from tests.waiting import until
 
 WEBHOOK = "/hooks/canaryOfTheWebhook"
@@ -65,6 +67,9 @@ class Receiver(http.server.ThreadingHTTPServer):
 
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+needs_postgresql = pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")
 
 
 class Running(Project):

@@ -4,7 +4,7 @@ import functools
 import os
 from pathlib import Path
 
-from steps import registry, tracking
+from steps import model_files, registry, tracking
 
 RECIPE = "sts"
 
@@ -21,7 +21,7 @@ def put(found, content: bytes, name: str = "model.safetensors", **tags: str) -> 
     stored = Path("shelf", os.urandom(8).hex()).absolute()
     (stored / "model").mkdir(parents=True)
     (stored / "model" / name).write_bytes(content)
-    tags |= {"files_sha256": registry.files_sha256(stored)}
+    tags |= {"files_sha256": model_files.digest(stored)}
     if tracking.uri().startswith("sqlite:"):
         return int(found.create_model_version(RECIPE, str(stored), tags=tags).version)
     run_id, artifacts = run_of_process(found, os.getpid())      # a server takes what lies in its own store alone

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from steps import provenance
-from tests.conftest import ROOT, sample, write_rows
+from tests.project import ROOT, sample, write_rows
 
 SAMPLES = {"sts": "appliances", "nli": "statements", "cola": "acceptability", "emotion": "moods",
            "tsdae": "reports", "mlm": "reports", "multilingual": "translations"}

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows import promotion
+from flows import promotion, waiting
 from steps import journal, registry, verdicts
-from tests.conftest import Project
 from tests.planted import BAD, GOOD, in_charge, lent, make_shelf
+from tests.project import Project
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_a_promotion_that_nobody_confirms_lapses(store, shelf):
 
 def test_what_waited_too_long_lapses_whether_or_not_a_newer_version_came(store, shelf):
     promotion.decide("sts@1", "ask")
-    assert (promotion.lapse("sts"), promotion.waiting("sts")) == ([], GOOD)
+    assert (waiting.lapse("sts"), waiting.newest("sts")) == ([], GOOD)
     shelf.edit("recipes.sts.gate.approval", {"policy": "ask", "hours": 1e-6})
-    assert (promotion.lapse("sts"), promotion.waiting("sts"), promotion.lapse("sts")) == ([GOOD], None, [])
-    assert promotion.state("sts", GOOD) == "lapsed" and in_charge(store) is None
+    assert (waiting.lapse("sts"), waiting.newest("sts"), waiting.lapse("sts")) == ([GOOD], None, [])
+    assert waiting.state("sts", GOOD) == "lapsed" and in_charge(store) is None
     assert journal.read(store, "sts").events[-1].why.startswith("nobody confirmed within 1e-06 hours; the rules said ")
     assert "nobody confirmed in time" in promotion.text("sts", GOOD)
 
@@ -81,15 +81,15 @@ def test_no_answer_in_time_undoes_no_answer_that_came_and_no_champion(store, she
     promotion.decide("sts@1", "ask")
     promotion.decide("sts@1", "no")
     assert promotion.decide("sts@1", "lapsed") == (GOOD, "refused")
-    verdicts.mark(store, "sts", GOOD, f"{promotion.WAITING}2020-01-01T00:00:00+00:00")
+    verdicts.mark(store, "sts", GOOD, f"{verdicts.WAITING}2020-01-01T00:00:00+00:00")
     registry.set_alias(store, "sts", GOOD, "champion")
     before = len(journal.read(store, "sts").events)
-    assert (promotion.lapse("sts"), promotion.state("sts", GOOD)) == ([], "promoted")
+    assert (waiting.lapse("sts"), waiting.state("sts", GOOD)) == ([], "promoted")
     assert len(journal.read(store, "sts").events) == before
 
 
 def test_a_version_that_was_deleted_waits_no_more(store):
-    assert (promotion.waits("sts", 99), promotion.state("sts", 99)) == (None, "")
+    assert (waiting.since("sts", 99), waiting.state("sts", 99)) == (None, "")
 
 
 def test_a_person_cannot_confirm_what_the_rules_hold(store):
@@ -123,7 +123,7 @@ def test_a_flow_on_a_server_pauses_until_the_time_is_over_or_a_person_answers(st
         assert store.get_model_version("sts", str(GOOD)).tags["verdict_state"] == "lapsed"
         assert (in_charge(store), journal.read(store, "sts").events[-1].verdict) == (None, "hold")
         shelf.edit("recipes.sts.gate.approval.hours", 1.0)
-        verdicts.mark(store, "sts", GOOD, f"{promotion.WAITING}{datetime.now(UTC).isoformat()}")
+        verdicts.mark(store, "sts", GOOD, f"{verdicts.WAITING}{datetime.now(UTC).isoformat()}")
         person = threading.Thread(target=answer, daemon=True)
         person.start()
         ran()

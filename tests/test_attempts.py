@@ -3,7 +3,7 @@
 import pytest
 
 from flows import promotion
-from steps import attempts, register, registry, tracking
+from steps import attempts, model_files, register, registry, tracking
 from steps.schema import InputError
 
 
@@ -25,13 +25,13 @@ def test_an_overtaken_attempt_neither_registers_nor_promotes(finished, inside):
 def test_an_attempt_that_is_overtaken_while_its_model_is_stored_makes_no_version(copy, inside, monkeypatch):
     inside(copy)
     found = tracking.client()
-    attempt, store = attempts.begin(found, "sts", "one"), registry._log_encoder
+    attempt, store = attempts.begin(found, "sts", "one"), model_files._log_encoder
 
     def overtaken(*parts):
         attempts.begin(found, "sts", "two")
         return store(*parts)
 
-    monkeypatch.setattr(registry, "_log_encoder", overtaken)
+    monkeypatch.setattr(model_files, "_log_encoder", overtaken)
     with pytest.raises(InputError, match=r"was overtaken by attempt \d+ \(two\)"):
         register.register("sts", attempt)
     assert registry.numbers_if_any(found, "sts") == []

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from steps import batching, classification, download, params, provenance, recipes
 from steps.schema import InputError
 from steps.sources import LocalDataset
-from tests.conftest import ROOT
+from tests.project import ROOT
 from tests.test_contract import ALL, PAIRS, kept, listed, moods, pairs, sts
 
 HEADER = "sentence1,sentence2,score\n"

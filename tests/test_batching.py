@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from steps import batching, prepare
 from steps.batching import LengthGroupedBatches
-from tests.conftest import findings, sample
+from tests.conftest import findings
+from tests.project import sample
 
 GROUPING = 50
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=300).map(np.array)

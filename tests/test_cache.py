@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows import graph, remote, seeds
-from tests.conftest import Project, digests
 from tests.killing import forked, waited
+from tests.project import Project, digests
 from tests.test_checkpoint import flip, on_a_small_disk
 
 

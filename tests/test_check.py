@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, digests, sample, write_rows
+from tests.project import Project, digests, sample, write_rows
 
 TRAIN = "samples/appliances/train.csv"
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from steps import checkpoint, params, recipes, train, training
-from tests.conftest import ROOT
 from tests.killing import PLACE, Training
+from tests.project import ROOT
 from tests.small import changed
 
 WANTED = {"learning_rate": "0.1", "train.arrow": "ab" * 32}

@@ -17,7 +17,7 @@ from steps import batching, classification, embedding, evaluate, losses, params,
 from steps.provenance import sha256
 from steps.recipes import emotion
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, write_rows
+from tests.project import ROOT, write_rows
 from tests.small import changed
 
 LABELS = ["calm", "cross", "glad"]

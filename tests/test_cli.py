@@ -9,7 +9,7 @@ import pytest
 
 from flows import cli
 from steps import command
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 HEAVY = ("torch", "mlflow", "prefect", "dvc", "pandas", "transformers", "sentence_transformers", "numpy", "matplotlib")
 COMMANDS = ("run", "check", "register", "promote", "predict", "embed", "rollback", "history", "explain", "reproduce",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steps import compare, register, tracking
-from tests.conftest import Project
+from tests.project import Project
 
 
 @pytest.fixture(scope="module")

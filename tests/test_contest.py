@@ -9,7 +9,7 @@ from steps import contest, gate, params
 from steps.contest import Contestant
 from steps.tasks import sts as task
 from steps.validation import validate
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 NOTHING_KNOWN = np.empty(0, np.uint64)
 NAMES = ["unacceptable", "acceptable"]      # cola's labels, in their order

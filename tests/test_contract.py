@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from steps import contract, sentences
-from tests.conftest import ROOT, findings, sample
+from tests.conftest import findings
+from tests.project import ROOT, sample
 
 DATA = ROOT.parent / "shared/data"
 PAIRS = ["sentence1", "sentence2", "score"]

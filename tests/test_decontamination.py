@@ -5,7 +5,8 @@ import random
 import pytest
 
 from steps import decontamination
-from tests.conftest import ROOT, findings
+from tests.conftest import findings
+from tests.project import ROOT
 from tests.test_contract import PAIRS, kept, listed, pairs, sts
 
 DATA = ROOT.parent / "shared/data"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from steps import params
-from tests.conftest import digests
 from tests.fleet import Fleet
+from tests.project import digests
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from steps import launching, params, prepare, recipes
 from steps.schema import InputError
-from tests.conftest import ROOT, Project, make_project
+from tests.project import ROOT, Project, make_project
 from tests.test_params import edited, refusal
 from tests.waiting import until
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from steps import params
-from tests.conftest import ROOT
 from tests.hub_server import HubServer, Place, contents, etag
+from tests.project import ROOT
 from tests.waiting import until
 
 COMMIT, OLDER = "c" * 40, "0" * 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steps import batching, drift
-from tests.conftest import ROOT, Project
+from tests.project import ROOT, Project
 
 
 @pytest.mark.parametrize("distance, one, other, expected", [

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import digests, make_project
+from tests.project import digests, make_project
 
 
 def test_flow_and_dvc_repro_leave_equal_bytes_and_the_same_lock(finished, tmp_path, tiny_model, environment):

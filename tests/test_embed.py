@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from steps.provenance import digest, sha256
-from tests.conftest import ROOT, write_rows
+from tests.project import ROOT, write_rows
 
 ODD = ['a "quoted" text, with a comma', "  spaces around  ", "größer, 室外机 ❄", "x"]
 

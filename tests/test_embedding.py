@@ -18,7 +18,7 @@ from steps import train as step
 from steps.provenance import digest, sha256
 from steps.recipes import sts
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, sample, write_rows
+from tests.project import ROOT, sample, write_rows
 from tests.small import changed
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from steps import provenance
 from steps.schema import InputError
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 
 def pins(name: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from steps import embedding, evaluate, params, prepare, provenance, statistics, tasks
 from steps.recipes import sts
 from steps.schema import Evaluate, InputError, Recipe
-from tests.conftest import LENIENT, ROOT, sample, write_rows
+from tests.conftest import LENIENT
+from tests.project import ROOT, sample, write_rows
 
 SIMILARITIES = ("cosine", "dot", "manhattan", "euclidean")
 PAIR = ("sentence1", "sentence2")

@@ -8,7 +8,7 @@ import pytest
 
 from steps import history, registry, tracking
 from tests import shelf
-from tests.conftest import Project
+from tests.project import Project
 
 TAGS = {"dataset": "pairs", "dataset_revision": "a" * 40, "dataset_licence": "CC-BY-4.0", "dataset_sha256": "d" * 64,
         "base_model": "models/x", "base_model_revision": "b" * 40, "base_model_licence": "Apache-2.0",

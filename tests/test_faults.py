@@ -13,7 +13,7 @@ import pytest
 
 from flows import processes
 from steps import command, provenance, resuming, schema
-from tests.conftest import Project
+from tests.project import Project
 from tests.test_checkpoint import on_a_small_disk
 from tests.waiting import until
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steps import command
-from tests.conftest import digests
+from tests.project import digests
 from tests.test_checkpoint import on_a_small_disk
 
 SIZE = 4 * 2 ** 20

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.conftest import write_rows
+from tests.project import write_rows
 from tests.test_evaluate import PAIR, ask, judge, trained
 
 TOPICS = (["filter", "dust", "clean", "wash", "dirty", "brush", "rinse", "water"],

@@ -9,7 +9,7 @@ from benchmarks import gate as simulation
 from steps import contest, gate, params, statistics
 from steps.gate import Comparison, Evidence, Interval, Pair
 from steps.schema import InputError
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 RULES = gate.Rules.model_validate(simulation.RULES | {
     "floor": 0.5, "min_rows": 100, "tolerance": 0.002, "slices": {"length: long": 0.02}, "guards": {"other": 0.01},

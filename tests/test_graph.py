@@ -9,7 +9,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import Project
+from tests.project import Project
 
 STAGES = ["import_dataset@appliances", "import_model@tiny", "prepare@sts", "train@sts", "evaluate@sts"]
 RATE = "recipes.sts.train.learning_rate"

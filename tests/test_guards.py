@@ -16,9 +16,9 @@ from steps import checkpoint, command, download, embedding, params, resuming
 from steps import training as library
 from steps.schema import InputError
 from steps.sources import Source
-from tests.conftest import digests
 from tests.hub_server import HubServer
 from tests.killing import Kill, Killed, Training
+from tests.project import digests
 from tests.small import changed
 from tests.test_cache import cached
 from tests.test_checkpoint import fill, flip, step_of

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from infra import keys, work
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 INFRA = ROOT / "infra"
 DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")

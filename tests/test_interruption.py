@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.conftest import Project, sample, write_rows
+from tests.project import Project, sample, write_rows
 from tests.waiting import until
 
 GONE = 30       # seconds until no process of an interrupted run is left

@@ -21,7 +21,7 @@ from transformers import (
 from steps import batching, embedding, losses, params
 from steps.recipes import mlm, tsdae
 from steps.schema import InputError
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 IGNORED = -100
 MASK = 4

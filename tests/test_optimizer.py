@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from steps import params, training
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from steps import params, recipes
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 OURS = ROOT / "params.yaml"
 SHA = "0" * 64

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.hub_server import HubServer
+from tests.project import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PINNED = "      revision: d482672c8e74ce18da116f430137434ba2e52fab\n"

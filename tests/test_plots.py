@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from steps import plots
-from tests.conftest import write_rows
+from tests.project import write_rows
 
 LOSS = [["step", "loss", "learning_rate"], ["1", "0.9", "0.001"], ["2", "0.7", "0.0005"]]
 EPOCHS = [["epoch", "step", "dev_loss", "dev_f1_macro", "train_loss"], ["0", "0", "", "0.2", ""],

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from steps import classification, params, predict, provenance, registry, tracking
-from tests.conftest import ROOT, Project
+from steps import classification, model_files, params, predict, provenance, registry, tracking
+from tests.project import ROOT, Project
 
 PAIR = ["Water drips from the indoor unit.", "There is a puddle under the air conditioner."]
 LABELS = ["sadness", "joy", "love", "anger", "fear", "surprise"]
@@ -125,7 +125,7 @@ def test_a_classifier_gives_no_vectors(inside, classifier, evergreen, tmp_path):
 def test_a_stored_classifier_is_safetensors_and_no_pickle(inside, classifier):
     inside(classifier)
     tracking.client()
-    stored = [p for p in registry.stored_folder("models:/emotion/1").rglob("*") if p.is_file()]
+    stored = [p for p in model_files.stored("models:/emotion/1").rglob("*") if p.is_file()]
     assert [p.parent.name for p in stored if p.suffix == ".safetensors"] == ["model"]
     assert {p.suffix for p in stored} <= {".safetensors", ".json", ".txt", ".yaml", ".md", ""}
     for path in (p for p in stored if p.suffix != ".safetensors"):

@@ -10,7 +10,7 @@ import pytest
 from flows import graph, preflight
 from steps import params
 from steps.schema import InputError
-from tests.conftest import ROOT, Project
+from tests.project import ROOT, Project
 
 TRAIN = "samples/appliances/train.csv"
 

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from steps import params, prepare, provenance, recipes
 from steps.schema import InputError, Recipe
-from tests.conftest import LENIENT, ROOT, findings, sample, write_rows
+from tests.conftest import LENIENT, findings
+from tests.project import ROOT, sample, write_rows
 
 HEADER = "sentence1,sentence2,score\n"
 TRIPLETS = "anchor,positive,negative\n"

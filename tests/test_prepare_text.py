@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from steps import params, prepare, recipes, sentences
 from steps.schema import InputError, Recipe
-from tests.conftest import LENIENT, ROOT, sample, write_rows
+from tests.conftest import LENIENT
+from tests.project import ROOT, sample, write_rows
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import pytest
 from filelock import FileLock
 
 from flows import promotion
-from steps import batching, contest, history, journal, params, provenance, registry, seen, tracking
+from steps import batching, contest, history, journal, model_files, params, provenance, registry, seen, tracking
 from steps.recipes import sts
-from tests.conftest import Project
 from tests.planted import (
     BAD,
     GOOD,
@@ -26,6 +25,7 @@ from tests.planted import (
     tagged,
     verdict_files,
 )
+from tests.project import Project
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_other_rules_are_another_verdict(store, shelf):
 
 BROKEN = {
     "test digest": lambda found: changed(TEST),
-    "champion verified": lambda found: changed(next(registry.stored_folder("models:/sts/2").rglob("*.safetensors"))),
+    "champion verified": lambda found: changed(next(model_files.stored("models:/sts/2").rglob("*.safetensors"))),
     "challenger verified": lambda found: changed(verdict_files(found, GOOD).parent / "evaluation/seen.npy"),
     "test set": lambda found: tagged(found, BAD, "test_content_sha256", "0" * 64),
     "tasks digest": lambda found: tagged(found, GOOD, "tasks_sha256", "0" * 64),

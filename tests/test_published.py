@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from steps import params
-from tests.conftest import ROOT, Project, sample
 from tests.hub_server import HubServer
+from tests.project import ROOT, Project, sample
 
 COMMIT = "c" * 40
 

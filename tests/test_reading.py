@@ -11,7 +11,7 @@ import pytest
 
 from steps import reading
 from steps.schema import InputError
-from tests.conftest import write_rows
+from tests.project import write_rows
 
 COLUMNS = ("sentence1", "sentence2", "score")
 HEADER = "sentence1,sentence2,score\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT, Project, make_project
 from tests.hub_server import HubServer
+from tests.project import ROOT, Project, make_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # This very run, and what tests/test_stack.py runs where PostgreSQL is.

@@ -14,7 +14,7 @@ import pytest
 
 from flows import graph
 from steps import params, tracking
-from tests.conftest import BASE_MODELS, ROOT, Project, copy_project, digests
+from tests.project import BASE_MODELS, ROOT, Project, copy_project, digests
 
 METRICS = {"cola": "matthews_correlation", "emotion": "f1_macro", "mlm": "spearman_cosine",
            "multilingual": "mean_accuracy", "nli": "accuracy_cosine", "sts": "spearman_cosine",

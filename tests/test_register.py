@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from flows import report
-from steps import embedding, params, register, registry, tracking
+from steps import embedding, model_files, params, register, registry, tracking
 from steps.schema import InputError
-from tests.conftest import Project
+from tests.project import Project
 
 OPENERS = 8
 WEIGHTS = "model.sentence_transformer/model.safetensors"
@@ -158,7 +158,7 @@ def test_the_run_has_the_pictures(store, version):
 
 
 def test_the_stored_model_is_safetensors_and_no_pickle(version):
-    folder = registry.stored_folder("models:/sts/1")
+    folder = model_files.stored("models:/sts/1")
     stored = [p for p in folder.rglob("*") if p.is_file()]
     assert sha256((folder / WEIGHTS).read_bytes()) == version.tags["weights_sha256"]
     assert {p.suffix for p in stored} <= {".safetensors", ".json", ".txt", ".yaml", ".md", ""}

@@ -13,8 +13,8 @@ import pytest
 from steps import command, history, register, registry, tracking
 from steps.schema import InputError
 from tests import shelf
-from tests.conftest import ROOT, Project
 from tests.planted import BAD, GOOD, make_shelf
+from tests.project import ROOT, Project
 
 PROMOTIONS, DECISIONS, REGISTRATIONS, RACES, WRITERS, EACH = 40, 4, 10, 12, 8, 25
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from steps import command, history, journal, register, tracking
-from tests.conftest import Project
+from tests.project import Project
 from tests.test_registry_faults import WRITERS, everything_was_registered, faults  # noqa: F401
 
 INSTALLED = [shutil.which("initdb"), *Path("/usr/lib/postgresql").glob("*/bin/initdb")]
@@ -161,8 +161,8 @@ def test_where_each_call_is_lost_once_there_is_one_run_one_version_and_one_decis
         assert ([(e.before, e.after, e.state) for e in log.events], log.problems) == ([(None, 1, "done")], [])
 
         # what a process downloads ends with it, or with the next where it was killed
-        look = ("from steps import registry, tracking; tracking.client(); "
-                f"print(registry.stored_folder('models:/sts/{made.number}'))")
+        look = ("from steps import model_files, tracking; tracking.client(); "
+                f"print(model_files.stored('models:/sts/{made.number}'))")
         # no process has so high a number
         killed = project / f".evergreen/downloads/{command.identity().rpartition('-')[0]}-4194305-killed"
         killed.mkdir()

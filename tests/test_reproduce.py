@@ -8,7 +8,7 @@ import pytest
 from flows import reproduce
 from steps import params, tracking
 from steps.schema import InputError
-from tests.conftest import Project, sample, write_rows
+from tests.project import Project, sample, write_rows
 from tests.test_cache import cached
 from tests.test_checkpoint import flip
 

@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 from steps import classification, embedding, recipes, resuming
 from steps import training as library
 from steps.schema import InputError
-from tests.conftest import ROOT, sample, write_rows
 from tests.killing import PLACE, Training, forked, waited
+from tests.project import ROOT, sample, write_rows
 from tests.small import SAMPLES, changed, softmax
 
 pytestmark = pytest.mark.fault(1)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from steps import params, prepare, recipes
-from tests.conftest import ROOT, findings
+from tests.conftest import findings
+from tests.project import ROOT
 
 FOLDER = ROOT / "samples"
 SPLITS = ("train", "dev", "test")

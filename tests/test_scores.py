@@ -7,7 +7,7 @@ import pytest
 
 from steps import params, scores
 from steps.scores import Table
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 
 def measured(metric: str, rows: int, **values: tuple[float, float, float]) -> dict:

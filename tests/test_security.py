@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 from steps import command, download, embedding, schema
 from steps.schema import InputError
 from steps.sources import LocalDataset, RemoteDataset
-from tests.conftest import CANARY, ROOT, SECRETS
+from tests.conftest import CANARY, SECRETS
 from tests.killing import Training
+from tests.project import ROOT
 from tests.test_contract import sts
 
 PAYLOADS = [

@@ -10,7 +10,7 @@ import pytest
 
 from flows import seeds
 from steps import params, register, tracking
-from tests.conftest import ROOT, Project, digests
+from tests.project import ROOT, Project, digests
 
 RUN = "from flows import seeds; from steps import register; register.register('sts'); print(seeds.run('sts', 2))"
 METRIC = "test.spearman_cosine.model"

@@ -4,7 +4,7 @@ import numpy as np
 
 from steps import evaluate, params, statistics, tasks
 from steps.schema import Evaluate
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 
 def by_hand(labels: list[int], said: list[int], texts: dict[str, list[str]]) -> dict[str, dict]:

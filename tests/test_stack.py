@@ -16,23 +16,16 @@ import psutil
 import pytest
 
 from infra import keys, stack
-from tests.conftest import ROOT
-from tests.running import WEBHOOK, Receiver, Running, mark, started_stack
+from tests.project import ROOT
+from tests.running import WEBHOOK, Running, mark, needs_postgresql, started_stack
 from tests.test_registry_server import BINARIES
 from tests.waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: no initdb")]
+pytestmark = [pytest.mark.slow, needs_postgresql]
 OPEN = {"/api/health", "/api/ready", "/health",             # documented: who watches a server asks these
         "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info",      # documented: what a client may ask for
         "/static-files/x"}                                  # the page's own files
 DESCRIBED = ("/ui-settings", "/docs", "/redoc", "/openapi.json")    # documented: Prefect's page and its interface
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as found:
-        yield found
-        found.shutdown()
-
-
 @pytest.fixture(scope="module")
 def running(environment, receiver) -> Iterator[Running]:
     with started_stack(environment, receiver) as found:

@@ -11,7 +11,7 @@ import pytest
 from infra import keys, postgres, processes, stack
 from steps import command
 from steps.schema import InputError
-from tests.conftest import ROOT
+from tests.project import ROOT
 from tests.waiting import until
 
 

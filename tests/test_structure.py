@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from steps import command
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for package in ("steps", "flows", "infra") for path in sorted((ROOT / package).rglob("*.py"))}
@@ -16,7 +16,7 @@ BENCHMARKS = {f"benchmarks.{path.stem}": path for path in sorted((ROOT / "benchm
 STEPS = ("download", "teach", "prepare", "train", "evaluate", "register")
 RECIPES = ("cola", "emotion", "mlm", "multilingual", "nli", "sts", "tsdae")
 TASKS = ("classes", "sts", "translation", "triplet")
-HOMES = {"mlflow": ["steps.registry", "steps.tracking"], "dvc": ["flows.graph"],
+HOMES = {"mlflow": ["steps.model_files", "steps.registry", "steps.tracking"], "dvc": ["flows.graph"],
          "prefect": [f"flows.{name}" for name in (
              "approval", "deploy", "lease", "notifications", "pipeline", "server", "stages")]}
 

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from steps import embedding, tasks
 from steps.tasks import classes, sts, translation, triplet
-from tests.conftest import ROOT
+from tests.project import ROOT
 
 SIMILARITIES = ["cosine", "dot", "manhattan", "euclidean"]
 NO_LABELS = np.zeros(0)

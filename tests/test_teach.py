@@ -13,7 +13,7 @@ import pytest
 from steps import embedding, reading, teach
 from steps.schema import InputError
 from steps.sources import Teacher
-from tests.conftest import write_rows
+from tests.project import write_rows
 
 HEADER = ["english", "non_english"]
 PAIRS = [["The filter is dirty.", "Der Filter ist schmutzig."], ["It is loud.", "Es ist laut."],

@@ -4,7 +4,8 @@ import pytest
 
 from steps import prepare
 from steps.tasks import sts
-from tests.conftest import findings, sample, write_rows
+from tests.conftest import findings
+from tests.project import sample, write_rows
 from tests.test_prepare import rows, table
 
 

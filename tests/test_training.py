@@ -11,7 +11,7 @@ from steps import batching, classification, embedding, evaluate, params, prepare
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, write_rows
+from tests.project import ROOT, write_rows
 from tests.small import SAMPLES, changed, taught
 
 

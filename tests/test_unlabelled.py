@@ -13,7 +13,7 @@ from steps import batching, embedding, evaluate, params, prepare, recipes
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
-from tests.conftest import ROOT, sample, write_rows
+from tests.project import ROOT, sample, write_rows
 from tests.small import changed
 
 HELD_OUT = 0.1

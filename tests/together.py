@@ -18,8 +18,8 @@ import torch
 from steps import checkpoint, classification, embedding, params, prepare, ranks, recipes, training
 from steps import train as step
 from steps.provenance import sha256
-from tests.conftest import ROOT
 from tests.killing import Kill, forked, waited
+from tests.project import ROOT
 from tests.small import few_rows
 
 KINDS = {"embedding": embedding, "classification": classification}
