@@ -51,7 +51,7 @@ def ask(recipe: str, number: int) -> None:
         said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:
         said = verdicts.LAPSED
-    if waiting.since(recipe, number):     # for nobody else has decided meanwhile
+    if waiting.since(recipe, number):       # for nobody else has decided meanwhile
         promotion.decide(f"{recipe}@{number}", said)
 
 
@@ -78,28 +78,34 @@ def close(recipes: Iterable[str]) -> list[str]:
     An answer is also one at a terminal (evergreen promote sts@3 --yes), and one to a run that the server cancelled as
     it went on, because another of the same recipe was at work.
     """
-    ours, closed = set(params.load().recipes), {}
     with server.connected() as client:
         runs = [run for run in _that_asked(client) if set(_of_keys(run)) & set(recipes)]
-        for run in runs:
-            for recipe, number in _of_keys(run).items():
-                if recipe in ours and (since := waiting.since(recipe, number)) and run.state.timestamp > since:
-                    response = keyset_from_base_key(f"suspended-{recipe}-{number}")["response"]
-                    if answer := read_flow_run_input(response, run.id):
-                        promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
-                        closed[recipe, number] = True
-        for recipe in recipes:
-            closed |= dict.fromkeys(((recipe, number) for number in waiting.lapse(recipe)), True)
-        for run in runs:
-            about = {recipe: number for recipe, number in _of_keys(run).items() if recipe in ours}
-            others = (r for r in run.parameters.get("recipes", ()) if r in ours and r not in about)
-            if run.state.is_paused() and not (any(waiting.since(*one) for one in about.items())
-                                              or any(map(waiting.newest, others))):
-                said = ", ".join(f"{recipe}@{number} ({waiting.state(recipe, number) or 'gone'})"
-                                 for recipe, number in about.items())
-                client.set_flow_run_state(run.id, Completed(message=f"nothing waits any more: {said}"), force=True)
-                closed |= dict.fromkeys(about.items(), True)
-    return [promotion.text(recipe, number) for recipe, number in closed if waiting.state(recipe, number)]
+        decided = [*_heard(runs), *((recipe, number) for recipe in recipes for number in waiting.lapse(recipe)),
+                   *_ended(client, runs)]
+    return [promotion.text(*one) for one in dict.fromkeys(decided) if waiting.state(*one)]
+
+
+def _heard(runs: Iterable[FlowRun]) -> Iterator[tuple[str, int]]:
+    """Decides by the answers that were given to these runs after they had asked; yields the versions."""
+    for run in runs:
+        for recipe, number in _of_keys(run).items():
+            since = waiting.since(recipe, number)
+            response = keyset_from_base_key(f"suspended-{recipe}-{number}")["response"]
+            if since and run.state.timestamp > since and (answer := read_flow_run_input(response, run.id)):
+                promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
+                yield recipe, number
+
+
+def _ended(client: SyncPrefectClient, runs: Iterable[FlowRun]) -> Iterator[tuple[str, int]]:
+    """Ends those of the runs whose questions are all decided; yields the versions."""
+    for run in runs:
+        about = _of_keys(run)
+        others = [recipe for recipe in run.parameters["recipes"] if recipe not in about]    # asked about later
+        if run.state.is_paused() and not any(waiting.since(*one) for one in about.items()) and not any(
+                map(waiting.newest, others)):
+            client.set_flow_run_state(
+                run.id, Completed(message=f"nothing waits any more: {waiting.said(about)}"), force=True)
+            yield from about.items()
 
 
 def _that_asked(client: SyncPrefectClient) -> Iterator[FlowRun]:
@@ -117,5 +123,6 @@ def _that_asked(client: SyncPrefectClient) -> Iterator[FlowRun]:
 
 
 def _of_keys(run: FlowRun) -> dict[str, int]:
+    """{recipe: version} of the questions that a run has asked."""
     keys = (key.rpartition("-") for key in run.empirical_policy.pause_keys or ())
     return {recipe: int(number) for recipe, _, number in keys}

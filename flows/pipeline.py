@@ -79,8 +79,7 @@ def retrain(recipes: list[str], approve: str | None = None, decide: bool = True)
             notifications.announce_new(newer)
             if not (stale := graph.stale(stages)) and all(map(register.registered, recipes)):
                 return unchanged(stages, recipes, approve, decide)
-            preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale,
-                            preflight.away(plan, project))
+            preflight.check_all(plan, project, stale)
             set_slots(project)
             done = retrained(recipes, approve, decide)
             # a task's own state would be summed up as '1/1 states failed'
@@ -103,11 +102,9 @@ def answered(recipes: list[str], asked: dict[str, int]) -> State:
             approval.ask(recipe, number)
     server.show(runtime.flow_run.id, page.again(server.page(runtime.flow_run.id), asked))
     tell(asked)
-    said = ", ".join(f"{recipe}@{number} ({waiting.state(recipe, number) or 'gone'})"
-                     for recipe, number in asked.items())
     if failed := server.failures(runtime.flow_run.id):      # before it was suspended
-        return Failed(message="; ".join([*failed, said]))
-    return Completed(message=said)
+        return Failed(message="; ".join([*failed, waiting.said(asked)]))
+    return Completed(message=waiting.said(asked))
 
 
 def close(recipes: list[str]) -> int:

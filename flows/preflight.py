@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flows import graph
@@ -23,6 +23,12 @@ from steps.sources import LocalDataset, LocalModel
 CHECKPOINTS = 3         # that lie on the disk at the worst moment: two that are kept and one that is written
 SAVED = 16              # bytes a parameter in a checkpoint: the weights, the best ones so far, two moments of AdamW
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def check_all(plan: Sequence[graph.Stage], project: params.Project, stale: Iterable[str]) -> None:
+    """Looks at every recipe that the plan trains, as `check` does."""
+    check([stage.name.removeprefix("train@") for stage in plan if stage.name.startswith("train@")], project, stale,
+          away(plan, project))
 
 
 def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = (), away: Iterable[str] = ()) -> None:

@@ -42,8 +42,7 @@ def run(names: list[str], count: int, approve: str | None, notice: Callable[[], 
         print(f"nothing to do: {len(stages)} stages unchanged, every version registered already")
         versions, code = {n: register.register(n) for n in names}, 0
     else:
-        preflight.check([s.removeprefix("train@") for s in stages if s.startswith("train@")], project, stale,
-                        preflight.away(plan, project))
+        preflight.check_all(plan, project, stale)
         versions, code = flow(names, approve, count == 1, notice)
     for name, version in versions.items():
         print("\n" + table(name, version))

@@ -20,7 +20,7 @@ from steps import command, params
 from steps.schema import InputError
 
 TURN = 86_400.0                     # seconds that a run waits for its turn in a folder
-POLL, LOOK = 1.0, 15.0              # seconds between looks at a stage elsewhere, and for its worker
+POLL = 1.0                          # seconds between looks at a stage elsewhere
 NOBODY = 1800.0                     # seconds without a worker after which a stage elsewhere is given up
 _slots = threading.BoundedSemaphore(1)      # stages at work at once: what the machine's cores allow
 
@@ -81,7 +81,7 @@ def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> 
     child = run_deployment(f"{server.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
                            flow_run_name=f"{stage.name} of {runtime.flow_run.name}")
     on_line(f"on the work pool {stage.work_pool}: {url_for(child) or child.name}")
-    lonely = look = 0.0     # since when there is no worker, and when to look for one
+    lonely = None           # since when nobody could take it
     with get_client(sync_client=True) as client:
         while True:
             state = server.patiently(lambda: client.read_flow_run(child.id)).state
@@ -90,19 +90,17 @@ def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> 
             if processes.stopped():
                 client.set_flow_run_state(child.id, Cancelling())
                 raise StageFailed(f"{stage.name} was stopped")
-            if state.is_scheduled() and (now := time.monotonic()) > look:
-                look, there = now + LOOK, server.patiently(lambda: client.read_work_pool(stage.work_pool)).status
-                if there == WorkPoolStatus.READY:
-                    lonely = 0.0
-                elif not lonely:
-                    lonely = now
-                    on_line(f"the work pool {stage.work_pool} has no worker or is paused; start one in a clone of its "
-                            f"own: evergreen worker {stage.work_pool}")
-                elif now - lonely > NOBODY:
-                    client.set_flow_run_state(child.id, Cancelled(message="no worker took it"), force=True)
-                    raise StageFailed(f"{stage.name}: the work pool {stage.work_pool} had no worker for "
-                                      f"{NOBODY / 60:g} minutes, or was paused; start one: evergreen worker "
-                                      f"{stage.work_pool}")
+            if not state.is_scheduled() or server.patiently(
+                    lambda: client.read_work_pool(stage.work_pool)).status == WorkPoolStatus.READY:
+                lonely = None
+            elif lonely is None:
+                lonely = time.monotonic()
+                on_line(f"the work pool {stage.work_pool} has no worker or is paused; start one in a clone of its own: "
+                        f"evergreen worker {stage.work_pool}")
+            elif time.monotonic() - lonely > NOBODY:
+                client.set_flow_run_state(child.id, Cancelled(message="no worker took it"), force=True)
+                raise StageFailed(f"{stage.name}: the work pool {stage.work_pool} had no worker for {NOBODY / 60:g} "
+                                  f"minutes, or was paused; start one: evergreen worker {stage.work_pool}")
             time.sleep(POLL)
 
 

@@ -51,6 +51,11 @@ def since(recipe: str, number: int) -> datetime | None:
     return verdicts.waits_since(state(recipe, number))
 
 
+def said(versions: Mapping[str, int]) -> str:
+    """What became of the verdicts on these versions, for a line."""
+    return ", ".join(f"{recipe}@{number} ({state(recipe, number) or 'gone'})" for recipe, number in versions.items())
+
+
 def state(recipe: str, number: int) -> str:
     """The state of the version's verdict, empty where there is none or the version was deleted."""
     found = registry.find(tracking.client(), recipe, str(number))

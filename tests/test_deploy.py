@@ -229,7 +229,7 @@ def test_a_stage_that_no_worker_takes_is_given_up_by_name(fleet):
     code = """
 from types import SimpleNamespace
 from flows import deploy, server, stages
-stages.LOOK, stages.NOBODY = 1.0, 3.0
+stages.NOBODY = 3.0
 with server.connected() as client:
     deploy.work_pool(client, "empty")
     deploy.one_stage(client, "empty")
