@@ -21,7 +21,7 @@ def begin(found, recipe: str, who: str) -> str:
 def check(found, recipe: str, attempt: str | None) -> None:
     """Raises InputError where the attempt was overtaken; None is a person's own command, which nobody overtakes."""
     if attempt is not None and (now := newest(found, recipe)) != attempt:
-        raise InputError(f"{recipe}: attempt {attempt} was overtaken by attempt {now} while it was cut off or waited; "
+        raise InputError(f"{recipe}: attempt {attempt} was overtaken by attempt {now}, which began later; "
                          "it registers and promotes nothing")
 
 
