@@ -143,7 +143,7 @@ def disk(project: Path, folder: Path, versions: Mapping[str, Mapping]) -> tuple[
         elif path.is_relative_to(artifacts):
             place = path.relative_to(artifacts).parts
             needed = (place[1] if place[0] == "models" else place[0]) in owned
-        elif ".partial" in path.name or inside[0] in ("tmp", "home") or "checkpoints" in inside:
+        elif any(".partial" in part for part in inside) or inside[0] in ("tmp", "home") or "checkpoints" in inside:
             needed = False
         elif inside[0] == "project" and inside[1] in ("data", "models", "evaluation"):
             needed = True

@@ -41,13 +41,17 @@ def check(name: str) -> tuple[Findings, Path]:
 def _look(name: str, project: params.Project, work: Path) -> Findings:
     settings = project.recipe(name)
     paths = (settings.dataset, settings.suite)
+    for path in paths:
+        if entry := preflight.local(path, project):
+            dataset = Path(path).name
+            download.check_sha256(dataset, entry, download.local_files(dataset, entry)[0])
     files = [preflight.files(path, project) or reading.splits(_fetched("dataset", path, project, work))
              for path in paths]
     base_model = preflight.model_folder(settings.base_model, project) or _fetched(
         "model", settings.base_model, project, work)
     found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": str(base_model)}),
                          work / "prepared", *files)
-    found.stops += preflight.licences(name, settings, project)
+    found.stops += preflight.licences(settings, project)
     found.notes += [f"{stage} would run anew, and this is of before" for stage in _stale(paths, project)]
     return found
 

@@ -4,7 +4,8 @@ https://docs.prefect.io/v3/advanced/detect-zombie-flows
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import filters
@@ -60,7 +61,7 @@ def swept(client: SyncPrefectClient) -> Iterator[str]:
         return {"state": filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(types)))}
 
     ours = filters.FlowFilter(name=filters.FlowFilterName(any_=[RETRAIN, STAGE]))
-    now = datetime.now(UTC)
+    now = parsedate_to_datetime(client.hello().headers["date"])     # the server's clock, which dates what we look at
     for since, *types in ((now - LEASE, StateType.RUNNING, StateType.CANCELLING), (now - START, StateType.PENDING)):
         for run in client.read_flow_runs(flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**in_state(*types))):
             if run.state.timestamp < since and not beats(client, run.id, since):

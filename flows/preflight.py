@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flows import graph
-from steps import checkpoint, contract, params, reading, recipes
+from steps import checkpoint, contract, download, params, reading, recipes
 from steps.schema import InputError, Recipe
 from steps.sources import LocalDataset, LocalModel
 
@@ -41,7 +41,7 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
-                                                          *licences(name, settings, project),
+                                                          *licences(settings, project),
                                                           *descent(name, settings, project))]
         if name in away:
             continue
@@ -102,17 +102,20 @@ def makers(path: str, project: params.Project) -> set[str]:
     return {f"{how}_dataset@{name}"}
 
 
+def local(path: str, project: params.Project) -> LocalDataset | None:
+    """The entry of a data set that lies on this machine."""
+    entry = project.sources("datasets").get(Path(path).name) if path.startswith("data/raw/") else None
+    return entry if isinstance(entry, LocalDataset) else None
+
+
 def files(path: str, project: params.Project, stale: Iterable[str] = ()) -> dict[str, list[Path]] | None:
     """{split: its files} of a data set, where they lie now; None of one that is yet to be fetched or taught (anew)."""
-    entry = project.sources("datasets").get(Path(path).name) if path.startswith("data/raw/") else None
-    if not isinstance(entry, LocalDataset):
+    if not (entry := local(path, project)):
         return reading.splits(Path(path)) if Path(path).exists() and makers(path, project).isdisjoint(stale) else None
+    download.local_files(Path(path).name, entry)
     source = Path(entry.path)
-    found = {split: [source if source.is_file() else source / file for file in names]
-             for split, names in entry.splits.items()}
-    if missing := [file for names in found.values() for file in names if not file.is_file()]:
-        raise InputError(f"{missing[0]} does not exist; correct datasets.local.{Path(path).name} in params.yaml")
-    return found
+    return {split: [source if source.is_file() else source / file for file in names]
+            for split, names in entry.splits.items()}
 
 
 def columns(name: str, settings: Recipe, project: params.Project, stale: Iterable[str] = ()) -> Iterator[str]:
@@ -131,11 +134,18 @@ def columns(name: str, settings: Recipe, project: params.Project, stale: Iterabl
             yield str(error)
 
 
-def licences(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
-    path = settings.dataset
-    if path.startswith("data/taught/"):
-        path = project.teachers[Path(path).name].dataset
-    yield from contract.unlicensed(project.sources("datasets")[Path(path).name].licence, settings.contract)
+def licences(settings: Recipe, project: params.Project) -> Iterator[str]:
+    """Which licences are not allowed: of the data, of those it is judged on, of the first model and of a teacher."""
+    data, models = [], [first_model(settings.base_model, project)]
+    for path in (settings.dataset, settings.suite):
+        if path.startswith("data/taught/"):
+            teacher = project.teachers[Path(path).name]
+            path = teacher.dataset
+            models.append(first_model(teacher.model, project))
+        data.append(path)
+    for kind, paths in (("datasets", data), ("base_models", models)):
+        for path in dict.fromkeys(paths):
+            yield from contract.unlicensed(path, project.sources(kind)[Path(path).name].licence, settings.contract)
 
 
 def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
@@ -150,11 +160,18 @@ def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[st
 
 def model_folder(path: str, project: params.Project) -> Path | None:
     """Where the base model lies now; of a chain that was not trained yet, the one it begins with."""
-    while not Path(path).exists() and not path.startswith("models/base/"):
-        path = project.recipe(Path(path).name).base_model
+    if not Path(path).exists():
+        path = first_model(path, project)
     entry = project.sources("base_models").get(Path(path).name) if path.startswith("models/base/") else None
     folder = Path(entry.path) if isinstance(entry, LocalModel) else Path(path)
     return folder if folder.is_dir() else None
+
+
+def first_model(path: str, project: params.Project) -> str:
+    """The base model that a chain of recipes begins with."""
+    while not path.startswith("models/base/"):
+        path = project.recipe(Path(path).name).base_model
+    return path
 
 
 def parameters(model: Path) -> int:

@@ -56,7 +56,7 @@ class Findings:
         """Stops the run where more than the allowed share of a split's rows are bad."""
         bad = sum(self.quarantined.get(split, {}).values())
         if bad > self.contract.bad_rows * self.read[split]:
-            more = [f"and {bad - SHOWN} more rows"] if bad > SHOWN else []
+            more = [f"and {bad - SHOWN} more rows; evergreen check lists them all"] if bad > SHOWN else []
             self.stops += [*self.problems[split], *more,
                            f"{split}: {bad} of {self.read[split]} rows are bad, more than the allowed "
                            f"{self.contract.bad_rows:.1%} (contract.bad_rows); correct them or allow more"]
@@ -112,13 +112,13 @@ class Findings:
         return {"splits": splits, "overlaps": self.overlaps, "repeats": self.repeats, "notes": self.notes}
 
 
-def unlicensed(licence: str | None, contract: Contract) -> list[str]:
-    """What is wrong with a data set's licence, if anything."""
+def unlicensed(path: str, licence: str | None, contract: Contract) -> list[str]:
+    """What is wrong with the licence of a data set or base model, if anything."""
     allowed = contract.licences
     if allowed is None or (licence or "").casefold() in [name.casefold() for name in allowed]:
         return []
-    return [f"the data set's licence {licence!r} is not one of contract.licences: {', '.join(allowed) or 'none'}; use "
-            "other data, or allow it"]
+    return [f"the licence {licence!r} of {path} is not one of contract.licences: {', '.join(allowed) or 'none'}; use "
+            "another, or allow it"]
 
 
 def shown(value) -> str:

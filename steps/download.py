@@ -55,10 +55,7 @@ def download(name: str, entry: LocalModel | Source, what: str, folder: Path) -> 
             _fetch(name, entry, what, fetched)
         else:
             _copy(name, entry, fetched)
-            for file, expected in entry.sha256.items() if isinstance(entry, LocalDataset) else ():
-                if (has := sha256(fetched / file)) != expected:
-                    raise InputError(f"{name}: {file} has sha256 {has}, not {expected}; it was cut or changed: get it "
-                                     "anew, or correct sha256 in params.yaml")
+            check_sha256(name, entry, fetched)
         if targets is not None:
             _name_by_split(targets, fetched, files)
             shutil.rmtree(fetched)
@@ -70,7 +67,24 @@ def download(name: str, entry: LocalModel | Source, what: str, folder: Path) -> 
           else f"{name}: {len(hashes)} files in {folder}")
 
 
+def check_sha256(name: str, entry: LocalModel, folder: Path) -> None:
+    """Raises InputError where a file of a data set, in this folder, is not the one that the entry's `sha256` says."""
+    for file, expected in entry.sha256.items() if isinstance(entry, LocalDataset) else ():
+        if (folder / file).is_file() and (has := sha256(folder / file)) != expected:
+            raise InputError(f"{name}: {file} has sha256 {has}, not {expected}; it was cut or changed: get it anew, or "
+                             "correct sha256 in params.yaml")
+
+
 def _copy(name: str, entry: LocalModel, files: Path) -> None:
+    place, wanted = local_files(name, entry)
+    for path in wanted:
+        target = files / path.relative_to(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def local_files(name: str, entry: LocalModel) -> tuple[Path, list[Path]]:
+    """The folder of a local entry and its files in it. Raises InputError where one is missing or links elsewhere."""
     source = Path(entry.path)
     if not source.exists():
         raise InputError(f"{name}: {source} does not exist; correct its path in params.yaml")
@@ -91,10 +105,7 @@ def _copy(name: str, entry: LocalModel, files: Path) -> None:
     if outside := [p for p in wanted if not _inside(place.resolve(), p.resolve())]:
         raise InputError(f"{name}: {outside[0]} links to {outside[0].resolve()}, outside {place}; put the file itself "
                          "there")
-    for path in wanted:
-        target = files / path.relative_to(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    return place, wanted
 
 
 def _inside(folder: Path, file: Path) -> bool:

@@ -39,7 +39,7 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
     with command.whole(folder) as partial:
         found = fill(recipe, settings, partial, reading.splits(dataset), reading.splits(Path(settings.suite)))
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
-        found.stops += contract.unlicensed(source.get("licence"), settings.contract)
+        found.stops += contract.unlicensed(settings.dataset, source.get("licence"), settings.contract)
         found.refuse()
         for line in found.said():
             print(f"{line}; see {folder}/report.json and the lists beside it", flush=True)

@@ -83,7 +83,8 @@ def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[in
             raw.clear()
             if not fields:
                 continue
-            if len(lines) > 1 and all(_separators(each, delimiter) == len(names) - 1 for each in lines):
+            if len(lines) > 1 and len(names) > 1 and all(
+                    _separators(each, delimiter) >= len(names) - 1 for each in lines):
                 raise InputError(f"{path}:{start}: a quote joins lines {start} to {line} to one row, and each of them "
                                  "looks like a row; a text with quotes in it is quoted, its quotes doubled")
             if len(fields) != len(names):

@@ -97,6 +97,8 @@ def row_10_a_short_row_and_a_file_cut_short(look, tmp_path):
 def row_11_stray_quotes_that_join_rows(look):
     assert "train.csv:22: a quote joins lines 22 to 23" in stop(
         look("sts", **sts(csv_of('"a drum of 14,the lid,3', 'a belt of 15",the other,4'))))
+    assert "train.csv:22: a quote joins lines 22 to 23" in stop(
+        look("sts", **sts(csv_of('"a drum of 1,000,the lid,3', 'a belt of 15",the other,4'))))
     assert "train.csv:22: " in stop(look("sts", **sts(csv_of('"a drum,the lid,3'))))
     texts = ['one, "two"\nand, three, four', "one\ntwo"]
     rows = pairs(20, *([text, "b", "3"] for text in texts))

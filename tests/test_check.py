@@ -62,12 +62,26 @@ def test_a_file_that_cannot_be_read_is_one_more_reason(checked, evergreen):
     assert done.code == 2 and f"{TRAIN}:50: unexpected end of data" in done.out.partition("would stop:")[2]
 
 
+def test_a_link_out_of_the_data_set_is_not_read(checked, evergreen):
+    (checked / TRAIN).rename(checked / "elsewhere.csv")
+    (checked / TRAIN).symlink_to(checked / "elsewhere.csv")
+    done = evergreen("check", "sts")
+    assert done.code == 2 and f"appliances: {TRAIN} links to {checked / 'elsewhere.csv'}, outside" in done.err
+    assert not Path(".evergreen/check/sts").exists()
+
+
+def test_a_file_that_is_not_the_one_of_its_sha256_is_refused(checked, evergreen):
+    checked.edit("datasets.local.appliances.sha256", {"train.csv": "0" * 64})
+    done = evergreen("check", "sts")
+    assert done.code == 2 and "appliances: train.csv has sha256 " in done.err and "cut or changed" in done.err
+
+
 def test_a_licence_that_is_not_allowed_and_near_duplicates_are_shown(checked, evergreen):
     checked.edit("recipes.sts.contract.licences", ["MIT"])
     one, other, _ = sample("test", 24)[6]
     append(checked, f'"{one} now","{other}",3')
     said = evergreen("check", "sts").out
-    assert "the data set's licence 'Apache-2.0' is not one of contract.licences: MIT" in said
+    assert "the licence 'Apache-2.0' of data/raw/appliances is not one of contract.licences: MIT" in said
     assert "1 rows of train are nearly alike with test, kept; contract.near_duplicates: drop leaves them out" in said
 
 

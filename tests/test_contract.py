@@ -158,4 +158,4 @@ def test_too_few_rows_are_named(look):
     ("MIT", None, False), ("mit", ["Apache-2.0", "MIT"], False), ("CC-BY-NC-4.0", ["Apache-2.0", "MIT"], True),
     (None, ["MIT"], True), ("MIT", [], True)])
 def test_licences_that_are_not_allowed_are_named(tmp_path, licence, allowed, bad):
-    assert bool(contract.unlicensed(licence, findings(tmp_path, licences=allowed).contract)) == bad
+    assert bool(contract.unlicensed("data/raw/it", licence, findings(tmp_path, licences=allowed).contract)) == bad

@@ -11,6 +11,19 @@ from steps import params
 from tests.fleet import Fleet
 from tests.project import digests
 
+AHEAD = """
+import datetime as clock
+from flows import lease
+
+class Ahead(clock.datetime):
+    @classmethod
+    def now(cls, zone=None):
+        return super().now(zone) + clock.timedelta(hours=1)
+
+lease.datetime = Ahead
+print(*lease.sweep())
+"""
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, tiny_model, environment):
@@ -99,6 +112,15 @@ def test_what_died_before_there_was_a_server_to_notice_is_swept(fleet):
     assert "run dead: given up, no sign of life since" in said and "task train@sts: given up" in said
     assert (fleet.state(run)["type"], fleet.tasks(run)) == ("CRASHED", {"train@sts": "CRASHED"})
     assert "run taken: given up" in said and fleet.state(taken)["type"] == "CRASHED"
+
+
+@pytest.mark.fault(29)
+def test_a_clock_that_is_an_hour_ahead_gives_no_living_run_up(fleet):
+    flow = fleet.ask("/deployments/name/retrain/sts")["flow_id"]
+    run = fleet.ask("/flow_runs/", flow_id=flow, name="alive", state={"type": "RUNNING"})["id"]
+    fleet.head.run(sys.executable, "-c", AHEAD)
+    assert fleet.state(run)["type"] == "RUNNING"
+    fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED"}, force=True)
 
 
 @pytest.mark.fault(16)

@@ -57,15 +57,28 @@ def test_a_run_stops_with_status_2_before_any_stage(project):
     done = project.evergreen("run", "sts", check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"error: sts: {TRAIN}: column 'sentence1' is missing; the file has 'sentence1;sentence2;" in done.stderr
-    assert "error: sts: the data set's licence 'Apache-2.0' is not one of contract.licences: MIT" in done.stderr
+    assert "sts: the licence 'Apache-2.0' of data/raw/appliances is not one of contract.licences: MIT" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (project / "data").exists() and not (project / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize("key, who", [("datasets.local.appliances", "data/raw/appliances"),
+                                      ("base_models.local.tiny", "models/base/tiny"),
+                                      ("datasets.local.suite", "data/raw/suite")])
+def test_the_licences_of_data_suite_and_base_model_are_looked_at(here, key, who):
+    here.edit("datasets.local.suite", params.read(here / "params.yaml")["datasets"]["local"]["appliances"])
+    here.edit("recipes.sts.suite", "data/raw/suite")
+    here.edit("recipes.sts.contract.licences", ["Apache-2.0"])
+    passes()
+    here.edit(f"{key}.licence", "CC-BY-NC-4.0")
+    assert refusal() == (f"sts: the licence 'CC-BY-NC-4.0' of {who} is not one of contract.licences: Apache-2.0; use "
+                         "another, or allow it")
 
 
 @pytest.mark.parametrize("change, said", [
     (lambda p: (p / TRAIN).write_text("one,two,three\n", encoding="utf-8"), "column 'sentence1' is missing"),
     (lambda p: (p / TRAIN).write_bytes(b"\xff\xfes\0"), "train.csv:1: byte 0xff is not UTF-8"),
-    (lambda p: (p / TRAIN).unlink(), "samples/appliances/train.csv does not exist; correct datasets.local.appliances"),
+    (lambda p: (p / TRAIN).unlink(), f"appliances: {TRAIN} does not exist; correct splits in params.yaml"),
     (lambda p: p.edit("recipes.sts.tasks", {"more": {
         "task": "sts", "test": "dev", "columns": {"sentence1": "x", "sentence2": "sentence2", "score": "score"},
         "score_range": [0.0, 5.0]}}), "samples/appliances/dev.csv: column 'x' is missing")])

@@ -55,6 +55,17 @@ def test_each_thing_that_went_wrong_is_found(what, events, store):
     assert [name for name, lines in wrong(events, store).items() if lines] == [what]
 
 
+def test_what_a_kill_left_half_written_is_needed_by_nothing(tmp_path):
+    project = tmp_path / "project"
+    for path in ("models/sts/model.safetensors", "models/.partial-sts/model.safetensors", "data/prepared/.partial-sts"):
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_bytes(b"four")
+    (project / "dvc.lock").write_text("stages: {}\n", encoding="utf-8")
+    spare, kept = soak_check.disk(project, tmp_path, {})
+    assert kept == {"project/models/sts/model.safetensors": 4}
+    assert spare == {"project/models/.partial-sts/model.safetensors": 4, "project/data/prepared/.partial-sts": 4}
+
+
 def test_every_change_of_the_registry_is_written_down_and_what_is_written_stays(found):
     with sqlite3.connect(".evergreen/mlflow.db") as database:
         database.executescript(soak.WATCH)
