@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flows import graph, preflight
-from steps import download, params, prepare, reading, recipes
+from steps import contract, download, params, prepare, reading, recipes
 from steps.contract import Findings
 from steps.schema import InputError
 
 PLACE = Path(".evergreen/check")
-LISTS, PAGE = ("quarantine.csv", "overlaps.csv"), "report.txt"
+PAGE = "report.txt"
 
 
 def check(name: str) -> tuple[Findings, Path]:
@@ -28,10 +28,7 @@ def check(name: str) -> tuple[Findings, Path]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):     # the steps' own lines
             found = _look(name, project, work)
-        folder.mkdir(parents=True)
-        for listed in LISTS:
-            if (path := work / "prepared" / listed).exists():
-                path.rename(folder / listed)
+        found.keep_lists(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     (folder / PAGE).write_text(page(name, found, folder) + "\n", encoding="utf-8")
@@ -108,7 +105,7 @@ def page(name: str, found: Findings, folder: Path) -> str:
                       f"for letter), {counts['conflicting']} of them with different labels",
                       *(f"    {text}" for text in counts["examples"])]
     lines += [f"\n  note: {note}" for note in found.notes]
-    lists = [str(folder / listed) for listed in LISTS if (folder / listed).exists()]
+    lists = [str(folder / listed) for listed in contract.LISTS if (folder / listed).exists()]
     lines += ["", f"  whole lists: {', '.join(lists)}"] if lists else []
     lines += ["", f"  this page: {folder / PAGE}", ""]
     lines += (["a run would stop:", *(f"  {stop}" for stop in found.stops)] if found.stops else

@@ -4,6 +4,7 @@ python -m steps.prepare RECIPE FOLDER
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ SPLITS = ("train", "dev", "test")
 CHUNK = 10_000      # rows tokenized and written together
 NOISED = 50         # sentences with their noise that people can read
 HELD_OUT = "held_out"
+REFUSED = Path(".evergreen/refused")     # the lists of data that were not good enough
 Files = Mapping[str, list[Path]]        # those of each split
 
 
@@ -33,13 +35,16 @@ def prepare(recipe: ModuleType, settings: Recipe, folder: Path) -> None:
     max_length), and `label` and `source` where there are such; text for noise also NAME_word_starts and `row`.
     report.json counts what was found in the data, quarantine.csv and overlaps.csv list what was left out and why.
     Raises InputError naming file, line and value of bad rows, where they are more than the contract allows, and every
-    other reason not to train on the data.
+    other reason not to train on the data; the lists are then in REFUSED.
     """
-    dataset = Path(settings.dataset)
+    dataset, refused = Path(settings.dataset), REFUSED / folder.name
+    shutil.rmtree(refused, ignore_errors=True)
     with command.whole(folder) as partial:
         found = fill(recipe, settings, partial, reading.splits(dataset), reading.splits(Path(settings.suite)))
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
         found.stops += contract.unlicensed(settings.dataset, source.get("licence"), settings.contract)
+        if found.stops and (lists := found.keep_lists(refused)):
+            found.stops.append(f"every row that was left out: {lists}")
         found.refuse()
         for line in found.said():
             print(f"{line}; see {folder}/report.json and the lists beside it", flush=True)

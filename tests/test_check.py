@@ -110,6 +110,19 @@ def test_prepare_writes_the_same_lists_beside_the_data(checked):
         "train,data/raw/appliances/train.csv,202,score,is outside 0 to 5 (score_range),9\n")
 
 
+def test_the_rows_that_stop_a_run_are_all_listed_until_the_next_one(checked):
+    append(checked, *(f"a{n},b{n},9" for n in range(12)))
+    done = checked.dvc("repro", "prepare@sts", check=False)
+    assert "and 2 more rows\n" in done.stderr
+    assert "every row that was left out: .evergreen/refused/sts/quarantine.csv\n" in done.stderr
+    assert not (checked / "data/prepared/sts").exists()
+    listed = (checked / ".evergreen/refused/sts/quarantine.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[2] for line in listed[1:]] == [str(n) for n in range(50, 62)]
+    checked.edit("recipes.sts.contract.bad_rows", 0.5)
+    checked.dvc("repro", "prepare@sts")
+    assert not (checked / ".evergreen/refused/sts").exists()
+
+
 @pytest.mark.parametrize("name, said", [("stx", "recipe 'stx' is not known; known recipes: sts")])
 def test_an_unknown_recipe_is_named(checked, evergreen, name, said):
     done = evergreen("check", name)
