@@ -34,11 +34,12 @@ def deploy() -> list[str]:
     """
     project = params.load()
     pools = remote_pools(project)
+    schedules = {name: schedule(name, recipe) for name, recipe in project.recipes.items()}
     with connected() as client:
         said = [work_pool(client, name) for name in (project.work_pool, *pools)]
         wanted = {}
         for name, recipe in project.recipes.items():
-            wanted[RETRAIN, name] = retraining(client, name, recipe, project.work_pool)
+            wanted[RETRAIN, name] = retraining(client, name, recipe, schedules[name], project.work_pool)
         for pool in pools:
             wanted[STAGE, pool] = one_stage(client, pool)
         said += [*wanted.values(), *lease.automations(client), *lease.swept(client)]
@@ -114,8 +115,8 @@ def work_pool(client: SyncPrefectClient, name: str) -> str:
         return f"work pool {name}: made (process)"
 
 
-def retraining(client: SyncPrefectClient, name: str, recipe: Recipe, pool: str) -> str:
-    when = schedule(name, recipe)
+def retraining(client: SyncPrefectClient, name: str, recipe: Recipe, when: CronSchedule | IntervalSchedule | None,
+               pool: str) -> str:
     identity = put(client, RETRAIN, name, pool, parameters={"recipes": [name]}, concurrency_limit=1,
                    concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
                    schedules=[DeploymentScheduleCreate(schedule=when, slug=name)] if when else [])
@@ -151,7 +152,7 @@ def schedule(name: str, recipe: Recipe) -> CronSchedule | IntervalSchedule | Non
         return IntervalSchedule(interval=timedelta(seconds=at.interval), timezone=at.timezone,
                                 anchor_date=datetime(2020, 1, 1, tzinfo=UTC))
     except ValidationError as error:
-        raise InputError(f"{params.PARAMS}: recipes.{name}.schedule: "
+        raise InputError(f"{params.PARAMS}: recipes.{name}.schedule.cron is {at.cron!r}: "
                          + error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 

@@ -93,6 +93,17 @@ def test_deploying_again_changes_and_removes_what_the_project_has_no_more(fleet)
     assert len(fleet.ask("/automations/filter", limit=50)) == 2
 
 
+def test_a_time_that_no_clock_shows_is_named_and_nothing_deployed(fleet):
+    before, values = fleet.deployments()["sts"], fleet.head / "params.yaml"
+    text = values.read_text()
+    fleet.head.edit("recipes.sts.schedule", {"cron": "61 2 * * *", "timezone": "UTC"})
+    done = fleet.head.evergreen("deploy", check=False)
+    values.write_text(text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "recipes.sts.schedule.cron is '61 2 * * *': Invalid cron string" in done.stderr
+    assert fleet.deployments()["sts"]["updated"] == before["updated"]
+
+
 def test_a_worker_of_an_unknown_pool_is_refused(fleet):
     done = fleet.head.evergreen("worker", "tpu", check=False)
     assert done.returncode == 2
