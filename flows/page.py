@@ -1,7 +1,6 @@
 """What a run did -> Markdown for its page on the Prefect server: stages, scores, verdicts, links to MLflow."""
 
 import os
-import re
 from collections.abc import Mapping
 
 from flows import promotion
@@ -55,6 +54,5 @@ def link(text: str, path: str) -> str:
     """A link to MLflow's page, where the store is a server: a browser may call it by another address than we."""
     if not tracking.uri().startswith("http"):
         return text
-    without_password = re.sub(r"//[^/@]*@", "//", tracking.uri())
-    uri = (os.environ.get("EVERGREEN_MLFLOW_PAGE") or without_password).rstrip("/")
+    uri = (os.environ.get("EVERGREEN_MLFLOW_PAGE") or tracking.without_password(tracking.uri())).rstrip("/")
     return f"[{text}]({uri}/#/{path})"

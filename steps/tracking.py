@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.absolute()}/mlflow.db"
 
 
+def without_password(text: str) -> str:
+    """The text, whose addresses say no more who may come in."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
 def client():
     """A client of the store, whose schema is made once, under a lock, by whoever comes first."""
     if not available():
@@ -48,7 +54,9 @@ def client():
             found = mlflow.MlflowClient()
             found.search_experiments(max_results=1)
         except MlflowException as error:
-            raise InputError(f"the MLflow store {uri()} cannot be used: {error}") from None
+            remedy = ("; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to whom it lets in"
+                      if error.get_http_status_code() in (401, 403) else "")
+            raise InputError(without_password(f"the MLflow store {uri()} cannot be used: {error}{remedy}")) from None
     return found
 
 

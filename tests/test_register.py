@@ -267,3 +267,13 @@ def test_a_run_killed_in_training_is_closed_by_the_next_training(unregistered, i
         unregistered.edit(f"recipes.sts.train.{key}", 1)
     unregistered.run(*train)
     assert statuses() == ["KILLED", "FINISHED"]
+
+
+def test_a_store_that_does_not_answer_is_named_without_its_password(project, inside, monkeypatch):
+    inside(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:open-sesame@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as caught:
+        tracking.client()
+    assert str(caught.value).startswith("the MLflow store http://127.0.0.1:9 cannot be used: ")
+    assert "open-sesame" not in str(caught.value)

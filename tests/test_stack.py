@@ -49,6 +49,10 @@ def test_what_it_writes_for_a_shell_opens_every_server(running):
               "os.environ[\"PREFECT_API_AUTH_STRING\"].partition(\":\")[2], {})[0][\"name\"]);"
               "print(len(tracking.client().search_experiments()))'")
     assert running.run("bash", "-c", script).stdout.split() == ["cpu", "1"]
+    script = ". .stack/env && export MLFLOW_TRACKING_PASSWORD=not-this-one && python -m flows.cli history sts"
+    done = running.run("bash", "-c", script, check=False)
+    assert done.returncode == 2 and "not-this-one" not in done.stderr
+    assert "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to whom it lets in" in done.stderr
 
 
 # Who may come in
