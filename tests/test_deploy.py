@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -132,6 +133,23 @@ def test_a_clock_that_is_an_hour_ahead_gives_no_living_run_up(fleet):
     fleet.head.run(sys.executable, "-c", AHEAD)
     assert fleet.state(run)["type"] == "RUNNING"
     fleet.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED"}, force=True)
+
+
+@pytest.mark.fault(29)
+def test_a_server_whose_clock_jumps_over_a_tick_starts_every_tick_once(fleet):
+    """An hour ahead and back, as its scheduler then asks for the next ones; nobody works on what is scheduled."""
+    (ours,) = fleet.deployments()["sts"]["schedules"]
+    made = fleet.ask("/deployments/", name="clock", flow_id=fleet.ask("/flows/", name="clock")["id"],
+                     schedules=[{key: ours[key] for key in ("schedule", "slug", "active")}])["id"]
+    now = datetime.now(ZoneInfo("Europe/Paris"))
+    tick = (now + timedelta(days=1)).replace(hour=2, minute=0, second=0, microsecond=0)
+    for minutes in (-30, 30, -30, 30):
+        fleet.ask(f"/deployments/{made}/schedule", start_time=(tick + timedelta(minutes=minutes)).isoformat(),
+                  min_runs=3, max_runs=3)
+    runs = fleet.ask("/flow_runs/filter", deployments={"id": {"any_": [made]}}, limit=50)
+    starts = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
+    ticks = {tick + timedelta(days=days) for days in range(4)}
+    assert len(starts) == len(set(starts)) and ticks <= set(starts)
 
 
 @pytest.mark.fault(16)
