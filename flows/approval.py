@@ -42,11 +42,13 @@ def ask(recipe: str, number: int) -> None:
     try:
         if not runtime.deployment.id:
             say_where(hours)
+            waiting.asked(recipe, number)
             answer = pause_flow_run(timeout=round(3600 * hours), **want)
         else:
             if recipe not in asked():
                 say_where(hours)
                 look_again(recipe, datetime.now(UTC) + timedelta(hours=hours))
+                waiting.asked(recipe, number)
             answer = suspend_flow_run(timeout=round(3600 * hours) + BACKSTOP, **want)
         said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:

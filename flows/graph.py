@@ -18,6 +18,7 @@ from steps import checkpoint, params, tracking
 from steps.schema import InputError
 
 LOCK, RWLOCK = Path("dvc.lock"), Path(".dvc/tmp/rwlock")
+AWAY = (5.0, 15.0, 45.0)        # seconds between tries to reach DVC's remote
 NOT_KEPT = "ERROR: failed to transfer"
 _cache = threading.Lock()       # one looks through DVC's cache at a time: siblings share what they need
 
@@ -228,12 +229,19 @@ def _reproduce(name: str, on_line: Callable[[str], None], folder: Path | None, o
 
 
 def transfer(how: str, names: Iterable[str], on_line: Callable[[str], None]) -> None:
-    """Lets the stages' outputs, and what DVC remembers of runs, go to the DVC remote (push) or come from it (pull)."""
+    """Lets the stages' outputs, and what DVC remembers of runs, go to the DVC remote (push) or come from it (pull).
+
+    Tries again while the remote may only be away for a moment.
+    """
     names = list(names)
     options = {"push": ["--run-cache"], "pull": ["--force"]}[how]
-    code, _, said = processes.run(f"dvc {how}", [how, *options, *names], on_line) if names else (0, "", [])
-    if code:
-        raise StageFailed(f"dvc {how} {' '.join(names)} failed:\n" + "\n".join(said[-5:]))
+    for wait in (*AWAY, None) if names else ():
+        code, _, said = processes.run(f"dvc {how}", [how, *options, *names], on_line)
+        if not code:
+            return
+        if wait is None or processes.pause(wait):
+            raise StageFailed(f"dvc {how} {' '.join(names)} failed:\n" + "\n".join(said[-5:]))
+        on_line(f"dvc {how} failed; once more after {wait:g} s")
 
 
 def forget(name: str) -> None:

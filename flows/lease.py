@@ -21,7 +21,7 @@ from flows.server import RETRAIN, STAGE, TAG
 from steps.schema import InputError
 
 LEASE = timedelta(seconds=75)               # without a heartbeat, after which a run is given up
-START = timedelta(minutes=10)               # for a worker to start what it has taken
+START = timedelta(minutes=35)               # for a worker to start what it has taken, a GPU and an image included
 
 
 def automations(client: SyncPrefectClient) -> Iterator[str]:
@@ -67,14 +67,18 @@ def swept(client: SyncPrefectClient) -> Iterator[str]:
             if run.state.timestamp < since and not beats(client, run.id, since):
                 client.set_flow_run_state(run.id, Crashed(message="no sign of life; swept"), force=True)
                 yield f"run {run.name}: given up, no sign of life since before {since:%Y-%m-%d %H:%M:%SZ}"
-    # a task has no heartbeat of its own, and stays Running when its flow is given up
-    for task in client.read_task_runs(
-            flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**in_state(
-                StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED)),
-            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=filters.TaskRunFilterStateType(
-                any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])))):
-        client.set_task_run_state(task.id, Crashed(message="its run has ended; swept"), force=True)
-        yield f"task {task.name}: given up, for its run has ended"
+    # A task has no heartbeat of its own, and stays Running when its flow is given up. What those say that have just
+    # ended by themselves may still be on its way.
+    long_ago = {"end_time": filters.FlowRunFilterEndTime(before_=now - LEASE)}
+    for ended in (in_state(StateType.CRASHED),
+                  in_state(StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED) | long_ago):
+        for task in client.read_task_runs(
+                flow_filter=ours, flow_run_filter=filters.FlowRunFilter(**ended),
+                task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
+                    type=filters.TaskRunFilterStateType(
+                        any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])))):
+            client.set_task_run_state(task.id, Crashed(message="its run has ended; swept"), force=True)
+            yield f"task {task.name}: given up, for its run has ended"
 
 
 def beats(client: SyncPrefectClient, run, since: datetime) -> bool:

@@ -50,6 +50,8 @@ def decide_on(recipe: str, number: int, approve: str | None, attempt: str) -> st
         lease.check_lease(runtime.flow_run.id)
         if runtime.deployment.id:
             close([recipe])         # an answer that came meanwhile goes first
+        if server.on_a_server():
+            waiting.owe(recipe, number)
         state = promotion.decide(f"{recipe}@{number}", approve, attempt)[1]
     except InputError as error:
         return Failed(message=str(error), data=error)
@@ -117,9 +119,11 @@ def close(recipes: list[str]) -> int:
 def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide: bool) -> State:
     """What a scheduled run says where sources, parameters, code and environment are those of the last success.
 
-    The rules of promotion and the time that a person has may be others, so the verdict is looked at.
+    The rules of promotion and the time that a person has may be others, so the verdict is looked at. It overtakes no
+    attempt that is under way elsewhere.
     """
-    versions, said, moved, attempt = {}, [], {}, begin(recipes)
+    versions, said, moved = {}, [], {}
+    attempt = {recipe: attempts.newest(tracking.client(), recipe) for recipe in recipes}
     lease.check_lease(runtime.flow_run.id)
     for recipe in recipes:
         warn(history.notice(recipe))
@@ -130,13 +134,13 @@ def unchanged(stages: list[str], recipes: list[str], approve: str | None, decide
             continue
         before = waiting.state(recipe, number)
         state = promotion.decide(name, approve, attempt[recipe])[1]
-        if state != before:
+        if state != before or waiting.untold(recipe, number):
             moved[recipe] = number
         said.append(f"{name} ({state})")
     server.show(runtime.flow_run.id, page.page(dict.fromkeys(stages, "unchanged"), versions))
     tell(moved)
-    for recipe, number in moved.items():
-        if waiting.since(recipe, number):
+    for recipe, number in versions.items():
+        if decide and waiting.unasked(recipe, number):
             approval.ask(recipe, number)
     return Completed(message="unchanged: sources, parameters, code and environment are those of the last success; "
                              f"nothing was trained; {', '.join(said)}")
@@ -164,7 +168,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                     stage.name, stage if stage.work_pool in away else None,
                     wait_for=[stages[u] for u in stage.upstream])
             wait([*stages.values()])    # a version holds the whole dvc.lock, so no stage may write it any more
-        versions, decisions, before = {}, {}, {}
+        versions, decisions = {}, {}
         order = [s.name.removeprefix("train@") for s in plan if s.name.startswith("train@")]
         for recipe in (r for r in order if r in recipes and stages[f"evaluate@{r}"].state.is_completed()):
             versions[recipe] = register_model.with_options(
@@ -172,7 +176,6 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
             versions[recipe].wait()     # a parent is registered before its children, whose versions name it
             if decide and versions[recipe].state.is_completed():
                 number = versions[recipe].result()["version"]
-                before[recipe] = waiting.state(recipe, number)
                 decisions[recipe] = decide_on.with_options(
                     name=f"promote@{recipe}", task_run_name=f"promote@{recipe}").submit(
                         recipe, number, approve, attempt[recipe])
@@ -182,8 +185,7 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
             judged = {recipe: versions[recipe].result()["version"] for recipe, decision in decisions.items()
                       if decision.state.is_completed()}
             tell(judged)
-            asks = {recipe: number for recipe, number in judged.items()
-                    if waiting.since(recipe, number) and before[recipe] != decisions[recipe].result()}
+            asks = {recipe: number for recipe, number in judged.items() if waiting.unasked(recipe, number)}
             for recipe, number in asks.items():
                 approval.ask(recipe, number)
             if asks:
@@ -201,8 +203,10 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
 
 def tell(versions: dict[str, int]) -> None:
     """Announces the verdicts on these versions as they now are."""
-    if texts := [promotion.text(*one) for one in versions.items() if waiting.state(*one)]:
-        notifications.announce(notifications.VERDICT, texts)
+    if known := [one for one in versions.items() if waiting.state(*one)]:
+        notifications.announce(notifications.VERDICT, [promotion.text(*one) for one in known])
+    for one in known:
+        waiting.told(*one)
 
 
 def show(stages: dict, versions: dict) -> None:

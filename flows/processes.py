@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from steps import checkpoint, command
+from steps import command
 
 CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
 # How the stages are asked to end, and the seconds until they are asked harder: more than training's PATIENCE, and less
@@ -62,7 +62,7 @@ def run(what: str, arguments: list[str], on_line: Callable[[str], None], folder:
     """A DVC command in a process group of its own, its lines to `on_line`: exit status, what a stage did, the lines."""
     environment = os.environ | command.QUIET | {
         "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}", "PYTHONUNBUFFERED": "1",
-        command.PARENT: str(os.getpid()), checkpoint.DRIVEN: "yes", **(variables or {})}
+        command.PARENT: str(os.getpid()), **(variables or {})}
     with _lock:
         if _stopped.is_set():
             raise StageFailed(f"{what} was not started: the run was stopped")
@@ -112,6 +112,11 @@ def stop() -> None:
 def stopped() -> bool:
     """Whether the run was stopped."""
     return _stopped.is_set()
+
+
+def pause(seconds: float) -> bool:
+    """Waits so long, or until the run is stopped; says whether it was."""
+    return _stopped.wait(seconds)
 
 
 def _end(running: list[subprocess.Popen]) -> None:

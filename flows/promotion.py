@@ -28,14 +28,17 @@ from steps.registry import Version
 from steps.schema import InputError, Recipe
 from steps.verdicts import DECIDED, LAPSED, NOTED, PROMOTED, REFUSED, WAITING
 
+ANSWERS = ("yes", "no", LAPSED)
+WITHOUT_EFFECT = {"approval", "examples"}       # on a verdict, of the gate's settings
 
 def decide(name: str, approve: str | None = None, attempt: str | None = None) -> tuple[int, str]:
     """Decides on a recipe's challenger, or on `sts@3`; returns the version and the state of its verdict.
 
     `approve` is auto, ask, a person's answer yes or no, or lapsed; else the policy of params.yaml. A verdict that was
-    reached before on the same things is not measured again. What was in charge once comes back by an answer alone, so
-    that a schedule does not undo a rollback. A champion that was put in charge unjudged is judged now, and stays.
-    Raises InputError where a newer `attempt` than this has begun.
+    reached before on the same things is not measured again, and an answer is one to the verdict that was shown: it
+    needs no data here. What was in charge once comes back by an answer alone, so that a schedule does not undo a
+    rollback. A champion that was put in charge unjudged is judged now, and stays. Raises InputError where a newer
+    `attempt` than this has begun, or a verdict waits for a person and cannot be reached anew here.
     """
     recipe, _, which = name.partition("@")
     project, found = params.load(), tracking.client()
@@ -56,8 +59,15 @@ def decide(name: str, approve: str | None = None, attempt: str | None = None) ->
             if now == judged:
                 evidence, state = verdicts.keep(found, recipe, version.number, version.run_id, kept), DECIDED
             else:
-                case = Case(recipe, settings, project, found, challenger, champion)
-                kept = verdicts.find(found, evidence) if tags.get("verdict_id") == case.identity else None
+                kept = verdicts.find(found, evidence)
+                if not (approve in ANSWERS and kept and stands(kept, found, recipe, version, champion, settings)):
+                    case = Case(recipe, settings, project, found, challenger, champion)
+                    if tags.get("verdict_id") != case.identity:
+                        kept = None
+                    if not kept and state.startswith(WAITING) and case.lacking():
+                        raise InputError(f"{recipe}@{version.number} waits for a person, and its verdict cannot be "
+                                         f"reached anew here: {'; '.join(case.lacking())}; answer it with: "
+                                         f"evergreen promote {recipe}@{version.number} --yes, or --no")
             if kept:
                 try:
                     return version.number, settle(found, version, now[1], kept, evidence, state, approve, settings)
@@ -80,6 +90,22 @@ def sides(found, recipe: str, which: str) -> tuple[tuple[Version, Mapping], tupl
     return challenger, champion
 
 
+def stands(kept: Mapping, found, recipe: str, version: Version, champion: tuple[Version, Mapping] | None,
+           settings: Recipe) -> bool:
+    """Whether a verdict may be answered: it says promote, on these two sides and by these rules."""
+    if kept["verdict"] != "promote" or (champion is None and history.lost(found, recipe, version.number)):
+        return False
+    rules = verdicts.plain(settings.gate.model_dump(exclude=WITHOUT_EFFECT))
+    return kept["champion"] == opponent(recipe, settings, champion) and rules == {
+        key: value for key, value in kept["settings"].items() if key not in WITHOUT_EFFECT}
+
+
+def opponent(recipe: str, settings: Recipe, champion: tuple[Version, Mapping] | None) -> str:
+    """Whom a challenger meets, by name."""
+    base = "the majority class" if settings.kind == "classification" else "the base model"
+    return f"{recipe}@{champion[0].number}" if champion else base
+
+
 class Case:
     """The two sides of a decision, whether they may be compared, and the identity of the verdict on them."""
 
@@ -98,7 +124,7 @@ class Case:
                                        f"compare with; put one in charge: evergreen rollback {recipe} --to N")
         self.seeds = seeds.trained(recipe) if seeds.weights(Path(), recipe) == ours.get("weights_sha256") else []
         self.check_tests(ours, theirs)
-        rules = settings.gate.model_dump(exclude={"approval", "examples"})
+        rules = settings.gate.model_dump(exclude=WITHOUT_EFFECT)
         self.identity = provenance.digest([
             recipe, project.seed, project.threads, settings.evaluate.batch_size, rules, sorted(self.broken),
             getattr(settings.prepare, "labels", None),
@@ -147,6 +173,10 @@ class Case:
                 f"{self.recipe}@{self.champion[0].number} was registered with another test set; if it was meant to "
                 f"change, set recipes.{self.recipe}.gate.test_set: changed")
 
+    def lacking(self) -> list[str]:
+        """Why this folder cannot tell: it has other data than the version was made of, or none."""
+        return [self.broken[name] for name in ("test digest", "tasks digest", "base model") if name in self.broken]
+
     def judge(self) -> dict:
         """The verdict's document; both models are scored where they may be compared."""
         ours, theirs = self.challenger[1], self.champion[1] if self.champion else {}
@@ -168,9 +198,8 @@ class Case:
                 "same_test": self.same_test,
                 "champion_rows": self.number(theirs, "test_rows")}
         evidence = Evidence(**known)
-        base = "the majority class" if self.settings.kind == "classification" else "the base model"
         names = {"challenger": f"{self.recipe}@{self.challenger[0].number}",
-                 "champion": f"{self.recipe}@{self.champion[0].number}" if self.champion else base}
+                 "champion": opponent(self.recipe, self.settings, self.champion)}
         return verdicts.document(self.identity, self.recipe, names, gate.decide(evidence, self.settings.gate),
                                  evidence, self.settings.gate, examples)
 

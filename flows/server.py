@@ -54,7 +54,9 @@ def patiently(ask: Callable):
         try:
             return ask()
         except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) or time.monotonic() > until:
+            # 500 is what it answers while its database is away
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+            if refused or time.monotonic() > until:
                 raise InputError(f"the Prefect server does not answer: {error or type(error).__name__}") from None
             time.sleep(1)
 
@@ -70,28 +72,35 @@ def everything(read: Callable, **wanted) -> Iterator:
 
 def failures(run) -> list[str]:
     """The tasks of a run that failed, with their reasons."""
-    with get_client(sync_client=True) as client:
-        found = client.read_task_runs(
-            flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run])),
-            task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
-                type=filters.TaskRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))))
-    return [f"{task.name}: {task.state.message}" for task in found]
+    def ask() -> list:
+        with get_client(sync_client=True) as client:
+            return client.read_task_runs(
+                flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run])),
+                task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
+                    type=filters.TaskRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))))
+
+    return [f"{task.name}: {task.state.message}" for task in patiently(ask)]
 
 
 def page(run) -> str:
     """The Markdown on a run's page, empty before there is any."""
-    with get_client(sync_client=True) as client:
-        found = _pages(client, run)
-    return found[0].data if found else ""
+    def ask() -> list:
+        with get_client(sync_client=True) as client:
+            return _pages(client, run)
+
+    return next((found.data for found in patiently(ask)), "")
 
 
 def show(run, text: str) -> None:
     """Puts Markdown on the run's page, in place of what stood there."""
-    with get_client(sync_client=True) as client:
-        if known := _pages(client, run):
-            client.update_artifact(known[0].id, ArtifactUpdate(data=text))
-        else:
-            client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
+    def put() -> None:
+        with get_client(sync_client=True) as client:
+            if known := _pages(client, run):
+                client.update_artifact(known[0].id, ArtifactUpdate(data=text))
+            else:
+                client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
+
+    patiently(put)
 
 
 def _pages(client: SyncPrefectClient, run) -> list:

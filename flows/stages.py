@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -70,16 +71,21 @@ def elsewhere(stage: graph.Stage, on_line: Callable[[str], None]) -> str:
         if last or not state.is_crashed():
             raise StageFailed(f"{stage.name} on the work pool {stage.work_pool}: {state.name}: {state.message}")
         on_line(f"the worker was lost ({state.message}); once more")
-    if remote.bring_back(stage.name, on_line) is None:
-        raise StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that "
-                                "both clones have the same default DVC remote")
-    return f"ran on {stage.work_pool}"
+    for wait in (*graph.AWAY, None):
+        if remote.bring_back(stage.name, on_line):
+            return f"ran on {stage.work_pool}"
+        if wait is None or processes.pause(wait):
+            raise StageFailed(f"{stage.name} was made on {stage.work_pool} and cannot be restored here; see that both "
+                              "clones have the same default DVC remote")
+        on_line(f"{stage.name} is not at the DVC remote; looked for once more after {wait:g} s")
 
 
 def on_pool(stage: graph.Stage, order: dict, on_line: Callable[[str], None]) -> State:
     """The state in which the run of the stage's flow ended on its work pool; where this run is stopped, so is that."""
-    child = run_deployment(f"{server.STAGE}/{stage.work_pool}", parameters=order, timeout=0,
-                           flow_run_name=f"{stage.name} of {runtime.flow_run.name}")
+    once = uuid.uuid4().hex     # the server makes one run of it, however often it is asked
+    child = server.patiently(lambda: run_deployment(
+        f"{server.STAGE}/{stage.work_pool}", parameters=order, timeout=0, idempotency_key=once,
+        flow_run_name=f"{stage.name} of {runtime.flow_run.name}"))
     on_line(f"on the work pool {stage.work_pool}: {url_for(child) or child.name}")
     lonely = None           # since when nobody could take it
     with get_client(sync_client=True) as client:

@@ -7,6 +7,8 @@ from steps import history, params, registry, tracking, verdicts
 from steps.registry import Version
 from steps.verdicts import LAPSED, PROMOTED, WAITING
 
+TOLD, ASKED = "verdict_told", "verdict_asked"       # tags of a version that a server's run decided on
+
 
 def write_down(found, version: Version, state: str, verdict: str, why: str, evidence: str, over: int | None) -> str:
     """A decision that moves nothing, in the history and with the version. Returns the state."""
@@ -51,6 +53,40 @@ def since(recipe: str, number: int) -> datetime | None:
     return verdicts.waits_since(state(recipe, number))
 
 
+def owe(recipe: str, number: int) -> None:
+    """A server's run is about to decide, and has to tell of it; where it is killed before, the next one tells."""
+    _tag(recipe, number, TOLD, "no")
+
+
+def told(recipe: str, number: int) -> None:
+    _tag(recipe, number, TOLD, "yes")
+
+
+def untold(recipe: str, number: int) -> bool:
+    return _tags(recipe, number).get(TOLD) == "no"
+
+
+def asked(recipe: str, number: int) -> None:
+    """A person is now asked on a run's page."""
+    _tag(recipe, number, ASKED, state(recipe, number))
+
+
+def unasked(recipe: str, number: int) -> bool:
+    """Whether the verdict of a server's run waits for a person whom no run has asked."""
+    tags = _tags(recipe, number)
+    state = tags.get("verdict_state", "")
+    return TOLD in tags and state.startswith(WAITING) and tags.get(ASKED) != state
+
+
+def _tag(recipe: str, number: int, name: str, value: str) -> None:
+    tracking.client().set_model_version_tag(recipe, str(number), name, value)
+
+
+def _tags(recipe: str, number: int) -> Mapping[str, str]:
+    found = registry.find(tracking.client(), recipe, str(number))
+    return found[1] if found else {}
+
+
 def said(versions: Mapping[str, int]) -> str:
     """What became of the verdicts on these versions, for a line."""
     return ", ".join(f"{recipe}@{number} ({state(recipe, number) or 'gone'})" for recipe, number in versions.items())
@@ -58,5 +94,4 @@ def said(versions: Mapping[str, int]) -> str:
 
 def state(recipe: str, number: int) -> str:
     """The state of the version's verdict, empty where there is none or the version was deleted."""
-    found = registry.find(tracking.client(), recipe, str(number))
-    return found[1].get("verdict_state", "") if found else ""
+    return _tags(recipe, number).get("verdict_state", "")

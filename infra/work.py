@@ -5,6 +5,7 @@ python -m infra.work POOL --prefect URL --mlflow URL --remote HOST:PORT --secret
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(address, required=True)
     for folder in ("--secrets", "--data"):
         parser.add_argument(folder, type=Path, required=True)
+    parser.add_argument("--deploy", action="store_true", help="first bring the server's deployments up to date")
     parser.add_argument("--health", action="store_true", help="say at port 8080, /health, whether it lives")
     options = parser.parse_args(arguments)
     data, secrets = options.data.absolute(), options.secrets.absolute()
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         "PREFECT_HOME": str(data / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PYTHONPATH": os.getcwd(),      # runs work in this clone, with its code
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
+    if options.deploy:
+        subprocess.run([sys.executable, "-m", "flows.cli", "deploy"], check=True)
     os.execv(sys.executable, [sys.executable, "-m", "flows.cli", "worker", options.pool,
                               *(["--health"] if options.health else [])])
 

@@ -14,7 +14,7 @@ from steps.command import no_space
 from steps.provenance import digest, sha256
 
 PLACE = Path(".evergreen/checkpoints")      # outside the outputs, which DVC removes before a stage runs
-DRIVEN = "EVERGREEN_DRIVEN"     # set by a driver that clears the checkpoints itself, once DVC has the outputs
+DRIVEN = "DVC_STAGE"            # set by DVC, which has a step's outputs some time after its end; evaluate comes later
 PARTS = "EVERGREEN_PARTS"       # set by a driver: how many parts a batch is computed in, where memory was too small
 MANIFEST = "manifest.json"
 KEPT = 2            # the older one is there for when the newer is damaged

@@ -7,13 +7,15 @@ python -m steps.evaluate --reference NAME FOLDER        one of `references` on i
 import csv
 import importlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from steps import batching, command, params, provenance, recipes, slicing, statistics, tasks, vocabulary
+from steps import batching, checkpoint, command, params, provenance, recipes, slicing, statistics, tasks, vocabulary
 from steps.schema import Evaluate, InputError, Recipe
 
 
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str]) -> None:
         data = f"data/prepared/{recipe}"
     else:
         recipe, data, model, folder = arguments
+        if checkpoint.DRIVEN in os.environ:     # then DVC has what was trained
+            shutil.rmtree(checkpoint.PLACE / recipe, ignore_errors=True)
     evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone)
 
 

@@ -1,4 +1,5 @@
-"""A schedule on the whole stack: it trains on the GPU's worker, registers, promotes, tells, and has nothing to do then.
+"""A schedule on the whole stack: it trains on the GPU's worker, though PostgreSQL is killed meanwhile, registers,
+promotes, tells, and has nothing to do then.
 
 Minutes of waiting, so not among the tests that every change runs: `make fleet`.
 """
@@ -37,7 +38,16 @@ def ended(running: Running) -> list[dict]:
         "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}})
 
 
+def restart_postgresql(running: Running) -> None:
+    """In the middle of the training on the GPU's worker."""
+    until(lambda: running.prefect("flow_runs/filter", {"deployments": {"name": {"any_": ["gpu"]}}, "flow_runs": {
+        "state": {"type": {"any_": ["RUNNING"]}}}}), 300)
+    running.part("postgres").leader().kill()
+    assert "PostgreSQL: ready after" in running.up().stdout
+
+
 def test_the_first_tick_trains_and_promotes_and_the_next_has_nothing_to_do(running, receiver):
+    restart_postgresql(running)
     first, second = until(lambda: len(runs := ended(running)) > 1 and runs[:2], 420)
     assert first["state"]["type"] == "COMPLETED", first["state"]["message"]
     assert second["state"]["message"].startswith("unchanged: ") and "sts@1 (promoted)" in second["state"]["message"]

@@ -130,7 +130,7 @@ def killed(recipe: str, kills: int, seed: int) -> dict:
                         epochs=2 if recipe == "tsdae" else 8, patience=99)
     settings = softmax(settings) if recipe == "softmax" else settings
     patch = pytest.MonkeyPatch()
-    patch.setenv(checkpoint.DRIVEN, "yes")
+    patch.setenv(checkpoint.DRIVEN, f"train@{name}")
 
     def train() -> None:
         follow = training.follow

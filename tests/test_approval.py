@@ -1,15 +1,19 @@
 """A promotion that waits for a person: the answers, the terminal, the server's page, and no answer in time."""
 
 import io
+import shutil
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from flows import promotion, waiting
 from steps import journal, registry, verdicts
+from steps.schema import InputError
 from tests.planted import BAD, GOOD, in_charge, lent, make_shelf
 from tests.project import Project
 
@@ -44,6 +48,33 @@ def test_a_promotion_that_a_person_confirms_waits_for_the_answer(store, answer, 
     assert "it waits for a person" in promotion.text("sts", GOOD)
     assert (promotion.decide("sts@1", answer)[1], in_charge(store)) == (state, champion)
     assert (promotion.decide("sts@1", "ask")[1], in_charge(store)) == (state, champion)
+
+
+@pytest.mark.parametrize("answer, state, champion", [("yes", "promoted", GOOD), ("no", "refused", None)])
+def test_an_answer_needs_no_data_where_it_is_given(store, tmp_path, answer, state, champion):
+    """And who only looks from there destroys no verdict that waits."""
+    waiting = promotion.decide("sts@1", "ask")[1]
+    with without(Path("data"), tmp_path):
+        for look in (None, "ask"):
+            with pytest.raises(InputError, match=r"sts@1 waits for a person, .* is not here; .*sts@1 --yes, or --no"):
+                promotion.decide("sts@1", look)
+        assert store.get_model_version("sts", "1").tags["verdict_state"] == waiting
+        assert (promotion.decide("sts@1", answer)[1], in_charge(store)) == (state, champion)
+
+
+def test_an_answer_to_a_verdict_by_other_rules_counts_where_they_are_met_too(store, shelf):
+    promotion.decide("sts@1", "ask")
+    shelf.edit("recipes.sts.gate.margin", 1.9)
+    assert (promotion.decide("sts@1", "yes")[1], in_charge(store)) == ("noted", None)
+
+
+@contextmanager
+def without(folder: Path, elsewhere: Path):
+    shutil.move(folder, elsewhere)
+    try:
+        yield
+    finally:
+        shutil.move(elsewhere / folder.name, folder)
 
 
 class Terminal(io.StringIO):

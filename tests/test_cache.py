@@ -72,6 +72,27 @@ def test_a_worker_fetches_anew_what_rotted_in_its_cache_and_refuses_what_rotted_
 
 
 @pytest.mark.fault(11)
+def test_a_remote_that_is_away_for_a_moment_is_asked_again(copy, inside, tmp_path, monkeypatch):
+    """A file where the remote's folder should be takes nothing."""
+    store = tmp_path / "store"
+    copy.dvc("remote", "add", "--quiet", "--local", "--default", "store", str(store))
+    inside(copy)
+    monkeypatch.setattr(graph, "AWAY", (0.0,))
+
+    def back(line: str) -> None:
+        if line == "dvc push failed; once more after 0 s":
+            store.unlink()
+
+    for there_again in (False, True):
+        store.touch()
+        if there_again:
+            graph.transfer("push", ["train@sts"], back)
+        else:
+            with pytest.raises(graph.StageFailed, match="dvc push train@sts failed"):
+                graph.transfer("push", ["train@sts"], lambda line: None)
+    assert list(store.rglob("*.dir"))
+
+
 def test_an_output_that_rotted_is_not_registered(copy, inside, evergreen):
     inside(copy)
     flip(cached(copy, copy / "models/sts/model.safetensors"))

@@ -25,6 +25,8 @@ lease.datetime = Ahead
 print(*lease.sweep())
 """
 
+ATTEMPT = "from steps import attempts, tracking; print(attempts.newest(tracking.client(), 'sts'))"
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, tiny_model, environment):
@@ -60,7 +62,7 @@ def test_deploying_makes_pools_deployments_and_automations(fleet):
         "deployment retrain/sts: 0 2 * * * (Europe/Paris) on cpu",
         "deployment stage/gpu: stages that run on gpu",
         "automation evergreen: lost: after 75 s",
-        "automation evergreen: not started: after 600 s"]
+        "automation evergreen: not started: after 2100 s"]
     made = fleet.deployments()["sts"]
     (when,) = made["schedules"]
     assert (when["schedule"]["cron"], when["schedule"]["timezone"]) == ("0 2 * * *", "Europe/Paris")
@@ -241,12 +243,26 @@ def test_a_suspended_run_keeps_no_process_and_goes_on_with_the_answer(fleet, con
 def test_what_is_unchanged_is_not_run(fleet, confirmed):
     """The workers may have been told of one run twice: of two at once the second is cancelled by the server."""
     before = len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}}))
+    attempt = fleet.head.run(sys.executable, "-c", ATTEMPT).stdout
     runs = [fleet.begin() for _ in range(3)]
     ends = [fleet.until(run, "COMPLETED", "CANCELLED", "FAILED", "CRASHED") for run in runs]
     assert sorted(end["type"] for end in ends) == ["CANCELLED", "CANCELLED", "COMPLETED"]
     (done,) = (end for end in ends if end["type"] == "COMPLETED")
     assert done["message"].startswith("unchanged: ") and "nothing was trained; sts@1 (promoted)" in done["message"]
     assert len(fleet.ask("/flow_runs/filter", flow_runs={"name": {"like_": "train@sts"}})) == before
+    assert attempt == fleet.head.run(sys.executable, "-c", ATTEMPT).stdout      # it overtakes nobody who trains
+
+
+def test_a_verdict_of_which_a_killed_run_did_not_tell_is_told_by_the_next_once(fleet, confirmed):
+    def told() -> int:
+        return fleet.ask("/events/filter", filter={"event": {"name": ["evergreen.verdict"]}})["total"]
+
+    before = told()
+    fleet.head.run(sys.executable, "-c", "from flows import waiting; waiting.owe('sts', 1)")
+    for _ in range(2):
+        assert fleet.until(fleet.begin(), "COMPLETED", "FAILED", "CRASHED")["type"] == "COMPLETED"
+        fleet.poll(lambda: told() > before, 30)
+    assert told() == before + 1
 
 
 def test_drift_starts_one_retraining_that_promotes_nothing(fleet, confirmed):

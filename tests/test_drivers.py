@@ -11,7 +11,11 @@ from tests.project import digests, make_project
 
 def test_flow_and_dvc_repro_leave_equal_bytes_and_the_same_lock(finished, tmp_path, tiny_model, environment):
     other = make_project(tmp_path / "elsewhere" / "project", tiny_model, environment)
+    other.edit("checkpoint_seconds", 0)
+    other.dvc("repro", "train@sts")
+    assert list(other.folder.glob(".evergreen/checkpoints/sts/*/*/manifest.json"))      # else a kill before DVC has it
     other.dvc("repro")
+    assert not (other / ".evergreen/checkpoints/sts").exists()
     ours, theirs = digests(finished.folder), digests(other.folder)
     assert {"models/sts/model.safetensors", "data/prepared/sts/train.arrow", "evaluation/sts/test/metrics.json",
             "evaluation/sts/test/predictions.csv", "evaluation/sts/training/loss.csv"} <= set(ours)
