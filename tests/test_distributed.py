@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from steps import launching, params, prepare, recipes
+from steps import launching, params, prepare, provenance, recipes
 from steps.schema import InputError
 from tests.project import ROOT, Project, make_project
 from tests.test_params import edited, refusal
@@ -115,9 +116,9 @@ def base(tmp_path_factory, tiny_model, environment) -> Project:
 
 
 @contextlib.contextmanager
-def training(project: Project, **environment: str):
-    """The train step, as DVC starts it; what it says goes to the file `said`."""
-    with open(project / "said", "w", encoding="utf-8") as said:
+def training(project: Project, told: str = "said", **environment: str):
+    """The train step, as DVC starts it; what it says goes to the file `told`."""
+    with open(project / told, "w", encoding="utf-8") as said:
         process = psutil.Popen(
             [sys.executable, "-m", "steps.train", "sts", "data/prepared/sts", MODEL, CURVES], cwd=project.folder,
             env=project.environment | {"EVERGREEN_TRACKING": "none", **environment}, stdin=subprocess.DEVNULL,
@@ -184,6 +185,25 @@ def test_what_ends_one_rank_ends_all_and_the_next_run_continues(base):
     assert said(base).count("continues from the checkpoint of step") == 1
     assert said(base).count("train loss") == 1      # one table
     assert (base / MODEL / "model.safetensors").exists() and not (base / CHECKPOINTS).exists()
+
+
+def test_two_nodes_end_with_the_bits_of_two_processes_on_one(base):
+    """Two nodes on this machine, which meet at a port; the first alone writes."""
+    base.edit("recipes.sts.train.epochs", 2)
+    with training(base) as process:
+        assert process.wait(120) == 0, said(base)
+    expected = provenance.sha256(base / MODEL / "model.safetensors")
+    shutil.rmtree(base / MODEL)
+    base.edit("recipes.sts.train.processes", 1)
+    base.edit("recipes.sts.train.nodes", 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    with training(base, NODE_RANK="0", **meet) as first, training(base, "second", NODE_RANK="1", **meet) as second:
+        assert (first.wait(180), second.wait(30)) == (0, 0), said(base)
+    assert provenance.sha256(base / MODEL / "model.safetensors") == expected
+    assert "train loss" in said(base) and "train loss" not in (base / "second").read_text(encoding="utf-8")
 
 
 # What is refused
