@@ -100,7 +100,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from steps import params, tracking
-    from steps.schema import InputError
+    from steps.schema import LARGEST_SEED, InputError
 
     project = params.load()
     if not tracking.available():
@@ -111,6 +111,9 @@ def run(options: argparse.Namespace) -> int:
         project.recipe(recipe)
     if options.seeds < 1:
         raise InputError(f"--seeds {options.seeds}: must be at least 1")
+    if (last := project.seed + options.seeds - 1) > LARGEST_SEED:
+        raise InputError(f"--seeds {options.seeds}: the last of them would be {last}, and the largest is "
+                         f"{LARGEST_SEED}; lower seed ({project.seed}) in params.yaml")
     settings.prefect()
     from flows import processes, report
 

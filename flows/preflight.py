@@ -6,17 +6,15 @@ keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https
 
 import importlib.metadata
 import itertools
-import json
 import math
 import os
 import shutil
-import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flows import graph
-from steps import checkpoint, contract, download, params, reading, recipes
+from steps import checkpoint, contract, download, params, reading, recipes, vocabulary
 from steps.schema import InputError, Recipe
 from steps.sources import LocalDataset, LocalModel
 
@@ -42,15 +40,19 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(settings, project),
+                                                          *lengths(name, settings, project),
                                                           *descent(name, settings, project))]
         if name in away:
             continue
-        needs, too_much = room(name, settings, project)
+        try:
+            needs, too_much = room(name, settings, project)
+        except InputError as error:
+            needs, too_much = "", [f"{name}: {error}"]
         if needs:
             print(needs, flush=True)
         problems += too_much
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def away(plan: Iterable[graph.Stage], project: params.Project) -> set[str]:
@@ -148,11 +150,29 @@ def licences(settings: Recipe, project: params.Project) -> Iterator[str]:
             yield from contract.unlicensed(path, project.sources(kind)[Path(path).name].licence, settings.contract)
 
 
+def lengths(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+    """Which models that lie here are broken, or have no positions for texts as long as params.yaml lets them be."""
+    own = f"recipes.{name}.prepare.max_length", settings.prepare.max_length
+    wanted = [(*own, settings.base_model)]
+    wanted += [(*own, other.model) for other in project.references.values() if other.recipe == name]
+    for path in dict.fromkeys((settings.dataset, settings.suite)):
+        if path.startswith("data/taught/"):
+            teacher = project.teachers[Path(path).name]
+            wanted.append((f"teachers.{Path(path).name}.max_length", teacher.max_length, teacher.model))
+    for key, length, path in wanted:
+        try:
+            if model := model_folder(path, project):
+                vocabulary.check_length(key, length, model)
+        except InputError as error:
+            yield str(error)
+
+
 def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
     """Why the model that a chain begins with cannot be trained as its later recipes do; prepare looks at the first."""
     module, model = recipes.get(name), model_folder(settings.base_model, project)
     if model and hasattr(module, "check") and not settings.base_model.startswith("models/base/"):
         try:
+            vocabulary.config(model)
             module.check(model)
         except InputError as error:
             yield str(error)
@@ -176,17 +196,12 @@ def first_model(path: str, project: params.Project) -> str:
 
 def parameters(model: Path) -> int:
     """How many numbers the model's safetensors files hold, by their headers."""
-    count = 0
-    for path in model.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        count += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-    return count
+    return sum(math.prod(shape) for shape in vocabulary.shapes(model).values())
 
 
 def activations(model: Path, settings: Recipe) -> int:
     """Bytes that the layers keep of one process's part of a batch for its gradient."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = vocabulary.config(model)
     hidden, layers, heads = (next((config[k] for k in keys if k in config), 0) for keys in (
         ("hidden_size", "dim"), ("num_hidden_layers", "n_layers"), ("num_attention_heads", "n_heads")))
     length = settings.prepare.max_length

@@ -22,6 +22,7 @@ CHUNK = 1_000               # rows checked together,
 CHARACTERS = 4_000_000      # or fewer, where they are long
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+HALF = "has half a surrogate pair, which is no character; write the whole character"
 
 
 class Findings:
@@ -206,8 +207,7 @@ def rules(columns: Columns, texts: Sequence[str], entry, labels: Sequence[str], 
                 check(f"is longer than {contract.max_characters} characters (contract.max_characters)",
                       lambda t: len(t) <= contract.max_characters),
                 check("has a control character; remove it", lambda t: CONTROL.search(t) is None),
-                check("has half a surrogate pair, which is no character; write the whole character",
-                      lambda t: SURROGATE.search(t) is None)]
+                check(HALF, lambda t: SURROGATE.search(t) is None)]
     wide = []
     if {"positive", "negative"} <= set(texts):
         positive, negative = columns.positive, columns.negative

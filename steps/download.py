@@ -265,8 +265,10 @@ def _from_url(entry: Source, file: str, what: str, target: Path) -> None:
             raise OSError(f"cut short at {size} of {total} bytes")
         if (found := sha256(part)) != entry.sha256[file]:
             part.unlink()
-            # A part of an earlier try may be of another file; what the server has just sent stays as it is.
-            raise (OSError if old else Unavailable)(f"{file} has sha256 {found}, not {entry.sha256[file]}")
+            # A part of an earlier try may be of another file, and a body of no known length may be cut short; else what
+            # the server has just sent stays as it is.
+            again = old or total is None
+            raise (OSError if again else Unavailable)(f"{file} has sha256 {found}, not {entry.sha256[file]}")
         shutil.move(part, target)
 
     _retry(once, file)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steps import provenance, reading, registry
+from steps import contract, provenance, reading, registry
 from steps.schema import InputError
 
 if TYPE_CHECKING:
@@ -55,13 +55,15 @@ def is_encoder(folder: Path) -> bool:
 
 
 def texts(path: Path, column: str) -> Iterator[str]:
-    """The lines of a text file, or the column of a table. An empty text is refused by line."""
+    """The lines of a text file, or the column of a table. An empty text, or half a character, is refused by line."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     column = column if path.name.endswith(reading.TABLES) else "text"
     for line, row in reading.rows(path, [column]):
         if not row[column].strip():
             raise InputError(f"{path}:{line}: the text is empty; remove the line, so that vectors and lines agree")
+        if contract.SURROGATE.search(row[column]):
+            raise InputError(f"{path}:{line}: the text {contract.HALF}")
         yield row[column]
 
 

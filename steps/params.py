@@ -16,6 +16,7 @@ from steps.schema import (
     Positive,
     Recipe,
     Reference,
+    Seed,
     Strict,
 )
 from steps.sources import BaseModels, Datasets, Published, Teacher
@@ -30,7 +31,7 @@ class Drift(Strict):
     rows: Positive              # texts compared, at most, of both
     min_rows: Positive          # below it nothing is said
     draws: Annotated[int, Field(ge=20)]     # random divisions of the texts, all of which must be nearer
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     length: Part
     vocabulary: Part
     labels: Part
@@ -39,7 +40,7 @@ class Drift(Strict):
 
 
 class Project(Strict):
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     threads: Positive
     checkpoint_seconds: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
     work_pool: Name

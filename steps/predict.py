@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from steps import embed, registry
+from steps import contract, embed, registry
 from steps.schema import InputError
 
 
@@ -11,6 +11,8 @@ def predict(name: str, texts: Sequence[str]) -> list[str]:
     for text in texts:
         if not text.strip():
             raise InputError(f"{text!r} is an empty text")
+        if contract.SURROGATE.search(text):
+            raise InputError(f"{text!r} {contract.HALF}")
     version, folder = registry.resolve(name)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     who = f"{version.recipe}@{version.number}{aliases}"

@@ -60,6 +60,8 @@ def fill(recipe: ModuleType, settings: Recipe, folder: Path, files: Files, suite
     found = Findings(settings.contract, folder)
     try:
         base_model = Path(settings.base_model)
+        vocabulary.check_length(f"recipes.{recipe.__name__.rpartition('.')[2]}.prepare.max_length",
+                                settings.prepare.max_length, base_model)
         if hasattr(recipe, "check"):
             recipe.check(base_model)
         if "train" not in files:

@@ -121,29 +121,52 @@ def _parquet(path: Path, columns, vectors) -> Iterator[tuple[int, Mapping]]:
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a Parquet file: {error}") from None
+        names = file.schema_arrow.names
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise _damaged(error, f"{path} is not a Parquet file") from None
     with file:
-        _check_columns(path, file.schema_arrow.names, columns)
+        _check_columns(path, names, columns)
         number = 0
         batches = file.iter_batches(BATCH, columns=list(dict.fromkeys(columns)))
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path}: damaged behind row {number}: {error}; bring the file again") from None
-            if batch is None:
-                return
-            for row in batch.to_pylist():
+        while (found := _batch(path, batches, number)) is not None:
+            for row in found:
                 number += 1
                 yield number, {k: v if isinstance(v, list) and k in vectors else _text(f"{path}, row {number}", k, v)
                                for k, v in row.items()}
+
+
+def _batch(path: Path, batches, number: int) -> list[dict] | None:
+    """The rows of the next batch, which stands behind row `number`; None at the end."""
+    import pyarrow as pa
+
+    try:
+        batch = next(batches, None)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(error, f"{path}: damaged behind row {number}") from None
+    try:
+        return None if batch is None else batch.to_pylist()
+    except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:    # no UTF-8; a time, a zone of none
+        raise InputError(f"{path}: rows {number + 1} to {number + len(batch)} hold what is no text or number: {error}; "
+                         "write the file anew, with texts as UTF-8") from None
+
+
+def _damaged(error: Exception, said: str) -> Exception:
+    """What a damaged file is answered with; the error itself where it is the system's, such as a missing file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return InputError(f"{said}: {' '.join(str(error).split())}; bring the file again")
 
 
 def _text(place: str, column: str, value) -> str:
     if isinstance(value, (list, dict)):
         raise InputError(f"{place}: {column!r} is {value!r:.60}, and a column holds texts or numbers; write it as one, "
                          "or name another column")
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}: byte {value[error.start]:#04x} of {column!r} is not UTF-8; save the texts as "
+                             "UTF-8") from None
     return "" if value is None else str(value)
 
 

@@ -41,6 +41,8 @@ Commit = _checked(r"[0-9a-f]{40}", "must be a commit hash: 40 hexadecimal digits
                   "present one with: evergreen pin NAME")
 InsidePath = Annotated[str, AfterValidator(_inside)]
 Positive = Annotated[int, Field(ge=1)]
+LARGEST_SEED = 2**32 - 1        # that numpy takes
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Part = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -63,7 +65,7 @@ class Split(Strict):
 
     dev: Share
     test: Share
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
     @model_validator(mode="after")
     def _leave_a_train_split(self):
@@ -75,7 +77,7 @@ class Split(Strict):
 class Subset(Strict):
     """A smaller run: so many rows of each split, drawn with the seed as datasets' shuffle(seed).select() draws them."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     train: Positive
     dev: Positive
 

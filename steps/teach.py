@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from steps import command, params, provenance, reading, vocabulary
+from steps import command, contract, params, provenance, reading, vocabulary
 from steps.schema import InputError
 from steps.sources import Teacher
 
@@ -31,6 +31,7 @@ def teach(settings: Teacher, folder: Path) -> None:
     from steps import embedding
 
     dataset, teacher = Path(settings.dataset), Path(settings.model)
+    vocabulary.check_length(f"teachers.{folder.name}.max_length", settings.max_length, teacher)
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
     vocabulary.check(teacher, model.tokenizer)
     with command.whole(folder) as partial:
@@ -67,10 +68,13 @@ def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:
     else:
         rows = [(f"{file}:{line}", *(row[name] for name in names.values()))
                 for file in files for line, row in reading.rows(file, [*names.values()])]
-    for place, english, other, *_ in rows:
+    for place, english, other, *source in rows:
         if not (english.strip() and other.strip()):
             raise InputError(f"{place}: {'non_english' if english.strip() else 'english'} is empty; write the text or "
                              "remove the row")
+        for key, text in zip(names, (english, other, *source), strict=True):
+            if contract.SURROGATE.search(text):
+                raise InputError(f"{place}: {key} {contract.HALF}")
     if not rows:
         raise InputError(f"{files[0]} has no rows")
     return {key: [row[place] for row in rows] for place, key in enumerate(names, start=1)}

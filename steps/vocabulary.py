@@ -1,4 +1,4 @@
-"""A base model's folder -> an error where its weights or its tokenizer are not what they should be."""
+"""A base model's folder -> an error where its files, weights or tokenizer are not what they should be."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,10 @@ from steps.provenance import digest
 from steps.schema import InputError
 
 WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+POSITIONS = "position_embeddings.weight"    # [positions, dim]; models with relative ones have none
+BEHIND_PADDING = {"camembert", "data2vec-text", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm",
+                  "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+AGAIN = "fetch it again (git-lfs keeps it elsewhere: git lfs pull)"
 ENOUGH = 50             # pairs of words below which the numbers below say nothing
 TRAINED = 3.0           # times the spread of norms that random vectors have
 ALIKE = 0.75            # share of pairs nearer than chance; 0.998 measured with the right vocabulary, 0.52 with another
@@ -41,15 +45,77 @@ def check(base_model: Path, tokenizer) -> None:
                          "published with the model")
 
 
+def check_length(key: str, length: int, base_model: Path) -> None:
+    """Raises InputError where texts of so many tokens, as `key` of params.yaml says, are longer than the model takes.
+
+    Also where its configuration or its weights are no whole files.
+    """
+    if (most := positions(base_model)) is not None and length > most:
+        raise InputError(f"{key} = {length}: {base_model} has positions for {most} tokens of a text; set it to {most} "
+                         "or less, or choose a base model for longer texts")
+
+
+def positions(base_model: Path) -> int | None:
+    """How many tokens of a text the model has positions for; None where it counts them without a table."""
+    said, known = config(base_model), shapes(base_model)
+    count = next((shape[0] for name, shape in known.items() if f".{name}".endswith(f".{POSITIONS}")), None)
+    if count is None or said.get("model_type") not in BEHIND_PADDING:
+        return count
+    return count - said.get("pad_token_id", 1) - 1
+
+
+def config(base_model: Path) -> dict:
+    """The model's config.json. Raises InputError where it is not there or no whole JSON."""
+    path = base_model / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{base_model} has no config.json, which says how the model is built; fetch the model "
+                         "again, whole") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no whole JSON file: {error}; {AGAIN}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds {type(found).__name__}, and a configuration is keys and values; {AGAIN}")
+    return found
+
+
+def shapes(base_model: Path) -> dict[str, list[int]]:
+    """{name: shape} of every tensor, by the headers. Raises InputError where a file is no whole safetensors file."""
+    found = {}
+    for path in sorted(base_model.glob("*.safetensors")):
+        try:
+            found |= _shapes(path)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is no whole safetensors model: {error}; {AGAIN}") from None
+    return found
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"it has {size} bytes, and its header would have {length}")
+        header = json.loads(file.read(length))
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if size != whole:
+        raise ValueError(f"it has {size} bytes, and its header tells of {whole}")
+    return {name: tensor["shape"] for name, tensor in tensors.items()}
+
+
 def vectors(base_model: Path):
     """[tokens, dim] the model's word vectors; None where they have no name we know."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for path in sorted(base_model.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
-                if name.endswith(WORDS):
-                    return file.get_tensor(name).float().numpy()
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
+                    if name.endswith(WORDS):
+                        return file.get_tensor(name).float().numpy()
+        except SafetensorError as error:
+            raise InputError(f"{path} is no whole safetensors model: {error}; {AGAIN}") from None
     return None
 
 

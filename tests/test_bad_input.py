@@ -232,6 +232,11 @@ def row_27_constant_gold_scores(look):
     assert "every score of test is the same" in stop(look("sts", **sts(test=test)))
 
 
+def test_a_length_that_the_model_has_no_positions_for(look):
+    assert stop(look("sts", prepare={"max_length": 129}, **sts())).startswith(
+        "recipes.sts.prepare.max_length = 129: ")
+
+
 ROWS = {name: row for name, row in sorted(globals().items()) if name.startswith("row_")}
 
 

@@ -76,6 +76,15 @@ def test_a_bad_value_exits_2_before_any_stage(project, key, value, message):
     assert not (project / "data").exists() and not (project / "dvc.lock").exists()
 
 
+def test_more_seeds_than_numpy_takes_exit_2_before_any_stage(project):
+    project.edit("seed", 2**32 - 2)
+    done = project.evergreen("run", "sts", "--seeds", "3", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: --seeds 3: the last of them would be 4294967296, and the largest is 4294967295; "
+                           "lower seed (4294967294) in params.yaml\n")
+    assert not (project / "data").exists()
+
+
 def test_outside_a_project_the_missing_file_is_named(project, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     done = project.run(sys.executable, "-c", "import os; os.chdir('../elsewhere'); from flows import cli; cli.main()",

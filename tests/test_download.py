@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steps import params
-from tests.hub_server import HubServer, Place, contents, etag
+from tests.hub_server import Handler, HubServer, Place, contents, etag
 from tests.project import ROOT
 from tests.waiting import until
 
@@ -240,6 +240,30 @@ def test_wrong_bytes_from_a_url_are_refused_and_kept_nowhere(place, hub, big):
     assert f"the weights.bin has sha256 {sha256(wrong)}, not {sha256(big)}" in place.refuses()
     assert not part(place, big).exists()
     assert len(hub.requests) == 1
+
+
+class WithoutLength(Handler):
+    """Answers as HTTP/1.0 did: a body ends where the connection does."""
+
+    protocol_version = "HTTP/1.0"
+
+    def begin(self, status, headers):
+        super().begin(status, {key: value for key, value in headers.items() if key != "Content-Length"})
+
+
+@pytest.mark.fault(27)
+def test_a_cut_body_whose_length_was_not_told_is_asked_for_again(place, hub, big):
+    hub.RequestHandlerClass = WithoutLength
+    hub.faults["GET", "the weights.bin"] = ["cut", "cut"]
+    assert place.gets() == {"the weights.bin": big}
+    assert hub.asked("GET", "the weights.bin") == [None, None, None]
+
+
+def test_wrong_bytes_whose_length_was_not_told_are_refused_in_the_end(place, hub, big):
+    hub.RequestHandlerClass = WithoutLength
+    wrong = hub.instead["the weights.bin"] = big[::-1]
+    assert f"the weights.bin has sha256 {sha256(wrong)}, not {sha256(big)} (5 tries)" in place.refuses()
+    assert not part(place, big).exists()
 
 
 def test_a_url_that_is_not_there_is_named_and_not_asked_for_again(place, hub, big):

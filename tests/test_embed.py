@@ -74,6 +74,17 @@ def test_parquet_keeps_the_texts_and_the_type_of_the_vectors(evergreen, texts, t
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[32]"
 
 
+def test_half_a_surrogate_pair_is_named_by_its_line(evergreen, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n\n{"text": "half \\ud83d"}\n', encoding="utf-8")
+    for command in (["embed", "sts", tmp_path / "texts.jsonl", tmp_path / "vectors.npy"],
+                    ["drift", "sts", tmp_path / "texts.jsonl"]):
+        done = evergreen(*command)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (f"error: {tmp_path}/texts.jsonl:3: the text has half a surrogate pair, which is no "
+                            "character; write the whole character\n")
+    assert not (tmp_path / "vectors.npy").exists()
+
+
 @pytest.mark.parametrize("target", ["vectors.parquet", "vectors.npy"])
 def test_the_identity_of_the_model_lies_with_the_vectors(evergreen, finished, tmp_path, target):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")

@@ -97,6 +97,9 @@ def test_a_mistyped_key_is_one_error_and_names_the_right_one(tmp_path):
     ("recipes.sts", "train", "Input should be a valid dictionary or instance of Params"),
     # out of range
     ("seed", -1, "Input should be greater than or equal to 0"),
+    ("seed", 2**32, "Input should be less than or equal to 4294967295"),       # numpy takes no larger one
+    ("drift.seed", 2**32, "Input should be less than or equal to 4294967295"),
+    ("recipes.sts.prepare.split.seed", 2**32, "Input should be less than or equal to 4294967295"),
     ("threads", 0, "Input should be greater than or equal to 1"),
     ("recipes.sts.train.epochs", 0, "Input should be greater than or equal to 1"),
     ("recipes.sts.train.learning_rate", 0.0, "Input should be greater than 0"),
@@ -158,6 +161,8 @@ def test_shares_that_leave_nothing_to_train_and_an_empty_subset_are_refused(tmp_
     assert said.endswith(": dev and test together must leave a share to train")
     path = edited(tmp_path, "recipes/emotion/prepare/subset", {"seed": 1, "train": 0, "dev": 1})
     assert refusal(path).startswith(f"{path}: recipes.emotion.prepare.subset.train = 0: Input should be greater than")
+    path = edited(tmp_path, "recipes/emotion/prepare/subset", {"seed": 2**32, "train": 1, "dev": 1})
+    assert refusal(path).startswith(f"{path}: recipes.emotion.prepare.subset.seed = 4294967296: Input should be less")
     path = edited(tmp_path, "recipes/tsdae/prepare/subset", {"seed": 1, "train": 9, "dev": 5})
     assert refusal(path).endswith("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
 

@@ -54,6 +54,13 @@ def test_an_empty_text_is_refused(inside, finished, evergreen):
     assert (done.code, done.out, done.err) == (2, "", "error: '  ' is an empty text\n")
 
 
+def test_half_a_surrogate_pair_is_refused(inside, finished, evergreen):
+    inside(finished)
+    done = evergreen("predict", "sts", "a text", "half \ud83d")
+    assert (done.code, done.out, done.err) == (2, "", "error: 'half \\ud83d' has half a surrogate pair, which is no "
+                                                      "character; write the whole character\n")
+
+
 @pytest.mark.parametrize("texts", [["one"], ["one", "two", "three"]])
 def test_an_encoder_compares_two_texts(inside, finished, evergreen, texts):
     inside(finished)

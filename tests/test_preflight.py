@@ -1,6 +1,7 @@
 """What a run would fail by later is said in its first seconds, with the fix, and no stage starts."""
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -32,10 +33,11 @@ def passes() -> None:
 
 
 def weights(path: Path, rows: int) -> None:
-    """A safetensors file whose header alone is there."""
+    """A safetensors file with a header and nothing but zeros, which take no room on the disk."""
     header = json.dumps({"embeddings.word_embeddings.weight": {
         "dtype": "F32", "shape": [rows, 1000], "data_offsets": [0, rows * 4000]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + rows * 4000)
 
 
 def test_a_good_project_passes_with_a_line_of_what_it_needs(here, capsys):
@@ -107,6 +109,52 @@ def test_a_chain_that_begins_with_a_model_that_its_last_recipe_cannot_train_is_r
     (here / "tiny-bert/config.json").write_text(json.dumps(config | {"model_type": "distilbert"}), encoding="utf-8")
     with pytest.raises(InputError, match=r"^tsdae: tiny-bert is a distilbert encoder, for which there is no decoder"):
         preflight.check(["sts", "tsdae"], params.load())
+
+
+TOO_LONG = (" = 129: tiny-bert has positions for 128 tokens of a text; set it to 128 or less, or choose a base model "
+            "for longer texts")
+
+
+def test_texts_longer_than_the_model_has_positions_for_are_refused(here):
+    here.edit("recipes.sts.prepare.max_length", 129)
+    assert refusal() == f"sts: recipes.sts.prepare.max_length{TOO_LONG}"
+    here.edit("recipes.sts.prepare.max_length", 128)
+    passes()
+
+
+def test_so_are_those_of_a_teacher_and_of_a_model_that_is_scored_on_the_same_data(here):
+    here.edit("references", {"plain": {"recipe": "sts", "model": "models/base/tiny"}})
+    here.edit("teachers", {"talks": {
+        "dataset": "data/raw/appliances", "model": "models/base/tiny", "max_length": 129, "pooling": "mean",
+        "columns": {"english": "sentence1", "non_english": "sentence2"}, "batch_size": 2}})
+    here.edit("recipes.sts.suite", "data/taught/talks")
+    assert refusal() == f"sts: teachers.talks.max_length{TOO_LONG}"
+    here.edit("recipes.sts.base_model", "models/base/elsewhere")
+    here.edit("base_models.remote", {"elsewhere": {"url": "http://127.0.0.1:9", "licence": "MIT", "sha256": {
+        "model.safetensors": "0" * 64}}})
+    here.edit("recipes.sts.prepare.max_length", 129)
+    assert f"sts: recipes.sts.prepare.max_length{TOO_LONG}" in refusal().splitlines()
+
+
+BROKEN = "tiny-bert/model.safetensors is no whole safetensors model: "
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda p: (p / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+     BROKEN + "it has 56 bytes, and its header would have 2336927755350992246; "),
+    (lambda p: (p / "model.safetensors").write_bytes(b""), BROKEN),
+    (lambda p: os.truncate(p / "model.safetensors", 500), BROKEN),
+    (lambda p: os.truncate(p / "model.safetensors", 99_999), BROKEN),
+    (lambda p: (p / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b"{\"a\": 1}"), BROKEN),
+    (lambda p: os.truncate(p / "config.json", 40), "tiny-bert/config.json is no whole JSON file: "),
+    (lambda p: (p / "config.json").unlink(), "tiny-bert has no config.json, which says how the model is built; ")],
+    ids=["git-lfs pointer", "empty", "cut header", "cut", "other header", "cut configuration", "no configuration"])
+def test_a_broken_base_model_is_one_line_that_names_the_file(here, evergreen, change, said):
+    change(here / "tiny-bert")
+    line, = refusal().splitlines()
+    assert line.startswith(f"sts: {said}") and "fetch" in line
+    checked = evergreen("check", "sts")
+    assert checked.code == 2 and line.removeprefix("sts: ") in checked.out
 
 
 @pytest.mark.parametrize("key, value, said", [

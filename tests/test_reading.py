@@ -1,6 +1,7 @@
 """Files of every format -> the text that stands in them, or an error that names file and line."""
 
 import csv
+import errno
 import gzip
 import json
 from pathlib import Path
@@ -217,6 +218,59 @@ def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path):
     content[100:400] = bytes(300)
     (tmp_path / "train.parquet").write_bytes(content)
     assert refusal(tmp_path / "train.parquet", ["text"]).startswith(": damaged behind row 0: ")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(6)])
+def test_bytes_in_a_parquet_file_are_utf8(tmp_path, kind):
+    table = pa.table({"text": pa.array(["naïve".encode(), None, b"caf\xe9!!"], kind)})
+    pq.write_table(table, path := tmp_path / "train.parquet")
+    rows = reading.rows(path, ["text"])
+    assert [next(rows), next(rows)] == [(1, {"text": "naïve"}), (2, {"text": ""})]
+    assert refusal(path, ["text"]) == ", row 3: byte 0xe9 of 'text' is not UTF-8; save the texts as UTF-8"
+
+
+def spoil_footer(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    content[-8 - length:-8] = b"\xff" * length
+    path.write_bytes(content)
+
+
+def test_a_parquet_file_whose_end_is_damaged_is_named(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), path := tmp_path / "train.parquet")
+    spoil_footer(path)
+    assert refusal(path, ["text"]).startswith(" is not a Parquet file: Couldn't deserialize thrift")
+    assert refusal(path, ["text"]).endswith("; bring the file again")
+
+
+def test_a_parquet_file_whose_column_names_are_no_text_is_named(tmp_path):
+    pq.write_table(pa.table({"text_of_a_row": ["a"]}), path := tmp_path / "train.parquet", store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"text_of_a_row", b"text_of_a_\xffow"))
+    assert refusal(path, ["text"]).startswith(" is not a Parquet file: 'utf-8' codec can't decode byte 0xff")
+
+
+@pytest.mark.parametrize("values, said", [
+    (pa.array([b"good"] * 1500 + [b"\xff"], pa.binary()).view(pa.string()),
+     ": rows 1001 to 1501 hold what is no text or number: 'utf-8' codec can't decode byte 0xff"),
+    (pa.array([2**62], pa.timestamp("us")), ": rows 1 to 1 hold what is no text or number: "),
+    (pa.array([0], pa.timestamp("s", "Mars/Base")), ": rows 1 to 1 hold what is no text or number: ")],
+    ids=["a byte", "a time too far", "an unknown time zone"])
+def test_values_that_a_parquet_file_cannot_mean_are_named_by_their_rows(tmp_path, values, said):
+    pq.write_table(pa.table({"text": values}), path := tmp_path / "train.parquet")
+    assert refusal(path, ["text"]).startswith(said)
+    assert refusal(path, ["text"]).endswith("; write the file anew, with texts as UTF-8")
+
+
+def test_a_parquet_file_that_is_not_there_or_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "train.parquet", ["text"])
+    pq.write_table(pa.table({"text": ["a"]}), path := tmp_path / "train.parquet")
+
+    def broken(*arguments, **settings):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *arguments, **settings: map(broken, [0]))
+    with pytest.raises(OSError, match="Input/output error"):
+        read(path, ["text"])
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["a number too long", "brackets too deep"])

@@ -62,6 +62,12 @@ def test_a_teacher_with_another_tokenizer_than_it_was_trained_with_is_refused(pl
     assert not Path("taught").exists()
 
 
+def test_a_length_that_the_teacher_has_no_positions_for_is_refused(place):
+    write_rows(place / "raw/train.csv", [HEADER, *PAIRS])
+    with pytest.raises(InputError, match=r"^teachers.talks.max_length = 129: tiny has positions for 128 tokens of a"):
+        teach.teach(asked(max_length=129), Path("taught/talks"))
+
+
 def test_where_a_row_is_from_goes_with_it(place):
     write_rows(place / "raw/train.csv", [["from", *HEADER], *([f"book {n % 2}", *p] for n, p in enumerate(PAIRS))])
     columns = {"english": "english", "non_english": "non_english", "source": "from"}
@@ -134,6 +140,17 @@ def test_two_text_files_of_different_lengths_are_refused_with_both_counts(place)
 def test_an_empty_side_is_named_by_its_line(place, pair, side):
     write_rows(place / "raw/train.csv", [HEADER, *PAIRS, pair])
     assert refusal() == f"raw/train.csv:6: {side} is empty; write the text or remove the row"
+
+
+@pytest.mark.parametrize("key", ["english", "non_english", "source"])
+def test_half_a_surrogate_pair_is_named_by_its_line(place, key):
+    rows = [{"english": "one", "non_english": "eins", "source": "a book"} for _ in range(3)]
+    rows[2][key] = "half \ud83d"
+    (place / "raw/train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        teach.teach(asked(columns={name: name for name in rows[0]}), Path("taught/talks"))
+    assert str(caught.value) == (f"raw/train.jsonl:3: {key} has half a surrogate pair, which is no character; write "
+                                 "the whole character")
 
 
 def test_an_empty_line_of_parallel_text_is_named(place):

@@ -62,3 +62,37 @@ def test_random_vectors_say_nothing(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(len(TOKENS), 64)).astype(np.float32)
     save_file({"embeddings.word_embeddings.weight": vectors}, tmp_path / "model.safetensors")
     vocabulary.check(tmp_path, Tokenizer(TOKENS[::-1]))
+
+
+@pytest.mark.parametrize("kind, tensor, most", [
+    ("bert", "embeddings.position_embeddings.weight", 20), ("gpt", "position_embeddings.weight", 20),
+    ("xlm-roberta", "roberta.embeddings.position_embeddings.weight", 18),
+    ("mpnet", "embeddings.position_embeddings.weight", 18),
+    ("layoutlm", "embeddings.x_position_embeddings.weight", None),
+    ("modernbert", "embeddings.tok_embeddings.weight", None)])
+def test_a_model_takes_as_many_tokens_as_its_table_has_positions_behind_the_padding(tmp_path, kind, tensor, most):
+    save_file({tensor: np.zeros((20, 4), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "pad_token_id": 1}), encoding="utf-8")
+    assert vocabulary.positions(tmp_path) == most
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta", "Camembert", "MPNet", "DistilBert", "Electra"])
+def test_the_longest_text_that_is_allowed_is_the_longest_that_the_model_computes(tmp_path, kind):
+    import torch
+    import transformers
+
+    small = {"n_layers": 1, "n_heads": 2, "dim": 8, "hidden_dim": 8} if kind == "DistilBert" else {
+        "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8}
+    made = getattr(transformers, f"{kind}Config")(vocab_size=30, max_position_embeddings=20, **small)
+    model = getattr(transformers, f"{kind}Model")(made).eval()
+    model.save_pretrained(tmp_path)
+    most = vocabulary.positions(tmp_path)
+    model(input_ids=torch.full((1, most), 7), attention_mask=torch.ones(1, most, dtype=torch.int64))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(input_ids=torch.full((1, most + 1), 7), attention_mask=torch.ones(1, most + 1, dtype=torch.int64))
+
+
+def test_a_file_that_is_no_safetensors_is_named(model):
+    (model / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"model.safetensors is no whole safetensors model: .*git lfs pull"):
+        vocabulary.check(model, Tokenizer(TOKENS))
