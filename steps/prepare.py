@@ -161,9 +161,7 @@ class Writer:
     """Tokenizes rows and writes them as Arrow streams into a folder, a chunk at a time."""
 
     def __init__(self, base_model: Path, max_length: int, folder: Path, found: Findings):
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(base_model, local_files_only=True)
+        self.tokenizer = vocabulary.tokenizer(base_model)
         if self.tokenizer.pad_token_id is None:
             raise InputError(f"{base_model}: its tokenizer has no padding token; choose an encoder that has one")
         vocabulary.check(base_model, self.tokenizer)

@@ -32,8 +32,8 @@ def teach(settings: Teacher, folder: Path) -> None:
 
     dataset, teacher = Path(settings.dataset), Path(settings.model)
     vocabulary.check_length(f"teachers.{folder.name}.max_length", settings.max_length, teacher)
+    vocabulary.check(teacher, vocabulary.tokenizer(teacher))
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
-    vocabulary.check(teacher, model.tokenizer)
     with command.whole(folder) as partial:
         for split, files in reading.splits(dataset).items():
             if split in ("train", "dev", "test"):

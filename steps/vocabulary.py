@@ -16,6 +16,22 @@ TRAINED = 3.0           # times the spread of norms that random vectors have
 ALIKE = 0.75            # share of pairs nearer than chance; 0.998 measured with the right vocabulary, 0.52 with another
 
 
+def tokenizer(base_model: Path):
+    """The model's tokenizer. Raises InputError where its files are not whole, or not there."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(base_model, local_files_only=True)
+    except Exception as error:      # as which the library raises what it finds wrong
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"{base_model}: its tokenizer cannot be read ({type(error).__name__}: {error}); "
+                         f"{AGAIN}") from None
+    if len(found) <= len(found.all_special_tokens):     # made up by the library where there is no file of one
+        raise InputError(f"{base_model}: its tokenizer knows no word; its tokenizer.json is missing: {AGAIN}")
+    return found
+
+
 def check(base_model: Path, tokenizer) -> None:
     """Raises InputError where the weights are no safetensors, or the tokenizer is not the model's: it has more tokens
     than the model, or numbers them otherwise.

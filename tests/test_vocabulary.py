@@ -1,6 +1,7 @@
 """A tokenizer that numbers words otherwise than the model is refused; one that belongs to it is not."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +33,20 @@ def model(tmp_path):
     vectors = np.concatenate([single, single + 0.2 * draw.normal(size=single.shape)]).astype(np.float32)
     save_file({"embeddings.word_embeddings.weight": vectors}, tmp_path / "model.safetensors")
     return tmp_path
+
+
+@pytest.mark.parametrize("file, content, said", [
+    ("tokenizer.json", "{\"version\": ", "cannot be read (JSONDecodeError: "),
+    ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "cannot be read (JSONDecodeError: "),
+    ("tokenizer.json", "{}", "cannot be read (KeyError: "), ("tokenizer_config.json", "{", "cannot be read ("),
+    ("tokenizer.json", None, "knows no word; its tokenizer.json is missing: fetch it again")])
+def test_a_tokenizer_whose_files_are_not_whole_is_named(tiny_model, tmp_path, file, content, said):
+    folder = shutil.copytree(tiny_model, tmp_path / "tiny")
+    assert len(vocabulary.tokenizer(folder)) > 100
+    (folder / file).write_text(content, encoding="utf-8") if content else (folder / file).unlink()
+    with pytest.raises(InputError) as caught:
+        vocabulary.tokenizer(folder)
+    assert f"{folder}: its tokenizer {said}" in str(caught.value)
 
 
 def test_the_models_own_tokenizer_passes(model):

@@ -38,11 +38,13 @@ def collator(tokenizer, settings, seed: int):
 
 def check(base_model: Path) -> None:
     """Raises InputError where the encoder's kind has no head for masked words, or its tokenizer no mask."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as HEADS
 
+    from steps import vocabulary
+
     config = AutoConfig.from_pretrained(base_model, local_files_only=True)
-    if config.model_type not in HEADS or AutoTokenizer.from_pretrained(base_model).mask_token_id is None:
+    if config.model_type not in HEADS or vocabulary.tokenizer(base_model).mask_token_id is None:
         raise InputError(f"{base_model} is a {config.model_type} encoder without a head or a token for masked words; "
                          "choose a base_model of the kind bert, roberta, mpnet or distilbert")
 
