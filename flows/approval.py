@@ -21,6 +21,7 @@ from prefect.utilities.urls import url_for
 
 from flows import promotion, server, waiting
 from steps import params, verdicts
+from steps.schema import InputError
 
 BACKSTOP = 7 * 86_400       # seconds after the time to answer, when the server itself fails a run that still waits
 
@@ -84,7 +85,10 @@ def close(recipes: Iterable[str]) -> list[str]:
         runs = [run for run in _that_asked(client) if set(_of_keys(run)) & set(recipes)]
         decided = [*_heard(runs), *((recipe, number) for recipe in recipes for number in waiting.lapse(recipe)),
                    *_ended(client, runs)]
-    return [promotion.text(*one) for one in dict.fromkeys(decided) if waiting.state(*one)]
+    known = [one for one in dict.fromkeys(decided) if waiting.state(*one)]
+    for one in known:
+        waiting.told(*one)      # by who calls this
+    return [promotion.text(*one) for one in known]
 
 
 def _heard(runs: Iterable[FlowRun]) -> Iterator[tuple[str, int]]:
@@ -94,8 +98,12 @@ def _heard(runs: Iterable[FlowRun]) -> Iterator[tuple[str, int]]:
             since = waiting.since(recipe, number)
             response = keyset_from_base_key(f"suspended-{recipe}-{number}")["response"]
             if since and run.state.timestamp > since and (answer := read_flow_run_input(response, run.id)):
-                promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
-                yield recipe, number
+                try:
+                    promotion.decide(f"{recipe}@{number}", "yes" if answer["promote"] else "no")
+                except InputError as error:     # of this version alone: others are trained and decided on
+                    get_run_logger().warning("the answer about %s@%s was not carried out: %s", recipe, number, error)
+                else:
+                    yield recipe, number
 
 
 def _ended(client: SyncPrefectClient, runs: Iterable[FlowRun]) -> Iterator[tuple[str, int]]:

@@ -117,13 +117,24 @@ def work_pool(client: SyncPrefectClient, name: str) -> str:
 
 def retraining(client: SyncPrefectClient, name: str, recipe: Recipe, when: CronSchedule | IntervalSchedule | None,
                pool: str) -> str:
+    active = not paused(client, name)
     identity = put(client, RETRAIN, name, pool, parameters={"recipes": [name]}, concurrency_limit=1,
                    concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-                   schedules=[DeploymentScheduleCreate(schedule=when, slug=name)] if when else [])
+                   schedules=[DeploymentScheduleCreate(schedule=when, slug=name, active=active)] if when else [])
     at = recipe.schedule
     if at is None:
         return f"deployment {identity}: by hand, no schedule"
-    return f"deployment {identity}: {at.cron or f'every {at.interval} s'} ({at.timezone}) on {pool}"
+    return f"deployment {identity}: {at.cron or f'every {at.interval} s'} ({at.timezone}) on {pool}" + (
+        "" if active else ", paused on the server's page")
+
+
+def paused(client: SyncPrefectClient, name: str) -> bool:
+    """Whether somebody paused the recipe's schedule on the server's page: to deploy again does not start it."""
+    try:
+        found = client.read_deployment_by_name(f"{RETRAIN}/{name}")
+    except ObjectNotFound:
+        return False
+    return any(schedule.slug == name and not schedule.active for schedule in found.schedules)
 
 
 def one_stage(client: SyncPrefectClient, pool: str) -> str:

@@ -32,20 +32,20 @@ def check_all(plan: Sequence[graph.Stage], project: params.Project, stale: Itera
 def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = (), away: Iterable[str] = ()) -> None:
     """Raises InputError naming all that is wrong; prints what each training will need.
 
-    Of data that `stale` stages make, what lies here is of before, and says nothing. Recipes that are trained `away`
-    need no room here.
+    Of data and models that `stale` stages make, what lies here is of before, and says nothing. Recipes that are trained
+    `away` need no room here.
     """
-    problems = list(device_problems())
+    problems, stale = list(device_problems()), set(stale)
     for name in names:
         settings = project.recipe(name)
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(settings, project),
-                                                          *lengths(name, settings, project),
-                                                          *descent(name, settings, project))]
+                                                          *lengths(name, settings, project, stale),
+                                                          *descent(name, settings, project, stale))]
         if name in away:
             continue
         try:
-            needs, too_much = room(name, settings, project)
+            needs, too_much = room(name, settings, project, stale)
         except InputError as error:
             needs, too_much = "", [f"{name}: {error}"]
         if needs:
@@ -73,9 +73,9 @@ def before(stage: str) -> None:
             raise InputError("\n".join(too_much))
 
 
-def room(name: str, settings: Recipe, project: params.Project) -> tuple[str, list[str]]:
+def room(name: str, settings: Recipe, project: params.Project, stale: Iterable[str] = ()) -> tuple[str, list[str]]:
     """What a training needs, and what of it is not there; nothing of a base model that is yet to come."""
-    if (model := model_folder(settings.base_model, project)) is None:
+    if (model := model_folder(settings.base_model, project, stale)) is None:
         return "", []
     count, free, cards = parameters(model), shutil.disk_usage(".").free, len(visible_cards())
     has, problems = memory(settings.train.processes), []
@@ -150,7 +150,7 @@ def licences(settings: Recipe, project: params.Project) -> Iterator[str]:
             yield from contract.unlicensed(path, project.sources(kind)[Path(path).name].licence, settings.contract)
 
 
-def lengths(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+def lengths(name: str, settings: Recipe, project: params.Project, stale: Iterable[str]) -> Iterator[str]:
     """Which models that lie here are broken, or have no positions for texts as long as params.yaml lets them be."""
     own = f"recipes.{name}.prepare.max_length", settings.prepare.max_length
     wanted = [(*own, settings.base_model)]
@@ -161,15 +161,15 @@ def lengths(name: str, settings: Recipe, project: params.Project) -> Iterator[st
             wanted.append((f"teachers.{Path(path).name}.max_length", teacher.max_length, teacher.model))
     for key, length, path in wanted:
         try:
-            if model := model_folder(path, project):
+            if model := model_folder(path, project, stale):
                 vocabulary.check_length(key, length, model)
         except InputError as error:
             yield str(error)
 
 
-def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[str]:
+def descent(name: str, settings: Recipe, project: params.Project, stale: Iterable[str]) -> Iterator[str]:
     """Why the model that a chain begins with cannot be trained as its later recipes do; prepare looks at the first."""
-    module, model = recipes.get(name), model_folder(settings.base_model, project)
+    module, model = recipes.get(name), model_folder(settings.base_model, project, stale)
     if model and hasattr(module, "check") and not settings.base_model.startswith("models/base/"):
         try:
             vocabulary.config(model)
@@ -178,10 +178,12 @@ def descent(name: str, settings: Recipe, project: params.Project) -> Iterator[st
             yield str(error)
 
 
-def model_folder(path: str, project: params.Project) -> Path | None:
-    """Where the base model lies now; of a chain that was not trained yet, the one it begins with."""
-    if not Path(path).exists():
+def model_folder(path: str, project: params.Project, stale: Iterable[str] = ()) -> Path | None:
+    """Where the base model lies now; of a chain that was not trained yet (anew), the one it begins with."""
+    if not Path(path).exists() or f"train@{Path(path).name}" in stale:
         path = first_model(path, project)
+    if f"download_model@{Path(path).name}" in stale:
+        return None
     entry = project.sources("base_models").get(Path(path).name) if path.startswith("models/base/") else None
     folder = Path(entry.path) if isinstance(entry, LocalModel) else Path(path)
     return folder if folder.is_dir() else None

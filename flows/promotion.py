@@ -64,7 +64,7 @@ def decide(name: str, approve: str | None = None, attempt: str | None = None) ->
                     case = Case(recipe, settings, project, found, challenger, champion)
                     if tags.get("verdict_id") != case.identity:
                         kept = None
-                    if not kept and state.startswith(WAITING) and case.lacking():
+                    if not kept and state.startswith(WAITING) and approve not in ANSWERS and case.lacking():
                         raise InputError(f"{recipe}@{version.number} waits for a person, and its verdict cannot be "
                                          f"reached anew here: {'; '.join(case.lacking())}; answer it with: "
                                          f"evergreen promote {recipe}@{version.number} --yes, or --no")

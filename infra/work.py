@@ -52,8 +52,9 @@ def main(arguments: Sequence[str]) -> None:
         "PREFECT_HOME": str(data / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PYTHONPATH": os.getcwd(),      # runs work in this clone, with its code
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"})
-    if options.deploy:
-        subprocess.run([sys.executable, "-m", "flows.cli", "deploy"], check=True)
+    deploy = [sys.executable, "-m", "flows.cli", "deploy"]
+    if options.deploy and (code := subprocess.run(deploy, check=False).returncode):
+        sys.exit(code)
     os.execv(sys.executable, [sys.executable, "-m", "flows.cli", "worker", options.pool,
                               *(["--health"] if options.health else [])])
 

@@ -7,6 +7,7 @@ columns, score_range and labels, and the numbers of its `contract`. A row that b
 import csv
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -57,7 +58,7 @@ class Findings:
     def keep_lists(self, place: Path) -> str:
         """Moves the lists of what was left out to another folder, and says where they then are."""
         place.mkdir(parents=True, exist_ok=True)
-        return ", ".join(str((self.folder / name).rename(place / name))
+        return ", ".join(str(shutil.move(self.folder / name, place / name))
                          for name in LISTS if (self.folder / name).exists())
 
     def settle(self, split: str) -> None:

@@ -77,7 +77,8 @@ def positions(base_model: Path) -> int | None:
     count = next((shape[0] for name, shape in known.items() if f".{name}".endswith(f".{POSITIONS}")), None)
     if count is None or said.get("model_type") not in BEHIND_PADDING:
         return count
-    return count - said.get("pad_token_id", 1) - 1
+    padding = said.get("pad_token_id")
+    return count - (1 if padding is None else padding) - 1
 
 
 def config(base_model: Path) -> dict:

@@ -68,6 +68,13 @@ def test_an_answer_to_a_verdict_by_other_rules_counts_where_they_are_met_too(sto
     assert (promotion.decide("sts@1", "yes")[1], in_charge(store)) == ("noted", None)
 
 
+def test_an_answer_to_a_verdict_that_no_more_stands_ends_it_where_the_data_are_gone(store, shelf, tmp_path):
+    promotion.decide("sts@1", "ask")
+    shelf.edit("recipes.sts.gate.margin", 0.1)
+    with without(Path("data"), tmp_path):
+        assert (promotion.decide("sts@1", "no")[1], in_charge(store)) == ("noted", None)
+
+
 @contextmanager
 def without(folder: Path, elsewhere: Path):
     shutil.move(folder, elsewhere)

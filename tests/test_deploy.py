@@ -96,6 +96,19 @@ def test_deploying_again_changes_and_removes_what_the_project_has_no_more(fleet)
     assert len(fleet.ask("/automations/filter", limit=50)) == 2
 
 
+def test_a_schedule_that_was_paused_on_the_page_stays_paused(fleet):
+    (made,) = fleet.deployments()["sts"]["schedules"]
+    pause = ("from flows import server\nwith server.connected() as client:\n    client._client.patch("
+             f"'/deployments/{fleet.deployments()['sts']['id']}/schedules/{made['id']}', json={{'active': %s}})")
+    fleet.head.run(sys.executable, "-c", pause % False)
+    assert "retrain/sts: 0 2 * * * (Europe/Paris) on cpu, paused on the server's page" in fleet.head.evergreen(
+        "deploy").stdout
+    (now,) = fleet.deployments()["sts"]["schedules"]
+    assert now["active"] is False
+    fleet.head.run(sys.executable, "-c", (pause % True).replace(made["id"], now["id"]))
+    assert "paused" not in fleet.head.evergreen("deploy").stdout
+
+
 def test_a_time_that_no_clock_shows_is_named_and_nothing_deployed(fleet):
     before, values = fleet.deployments()["sts"], fleet.head / "params.yaml"
     text = values.read_text()

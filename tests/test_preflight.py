@@ -122,6 +122,18 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(here):
     passes()
 
 
+def test_a_model_that_the_run_makes_anew_is_not_judged_by_what_lies_here(here):
+    here.edit("base_models.remote", {"elsewhere": {"url": "http://127.0.0.1:9", "licence": "MIT", "sha256": {
+        "model.safetensors": "0" * 64}}})
+    here.edit("recipes.sts.base_model", "models/base/elsewhere")
+    here.edit("recipes.sts.prepare.max_length", 129)
+    old = shutil.copytree(here / "tiny-bert", here / "models/base/elsewhere")
+    assert "models/base/elsewhere has positions for 128 tokens" in refusal()
+    os.truncate(old / "model.safetensors", 500)
+    assert "model.safetensors is no whole safetensors model" in refusal()
+    preflight.check(["sts"], params.load(), ["download_model@elsewhere"])
+
+
 def test_so_are_those_of_a_teacher_and_of_a_model_that_is_scored_on_the_same_data(here):
     here.edit("references", {"plain": {"recipe": "sts", "model": "models/base/tiny"}})
     here.edit("teachers", {"talks": {
