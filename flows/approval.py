@@ -43,13 +43,13 @@ def ask(recipe: str, number: int) -> None:
     try:
         if not runtime.deployment.id:
             say_where(hours)
-            waiting.asked(recipe, number)
+            waiting.mark_asked(recipe, number)
             answer = pause_flow_run(timeout=round(3600 * hours), **want)
         else:
             if recipe not in asked():
                 say_where(hours)
                 look_again(recipe, datetime.now(UTC) + timedelta(hours=hours))
-                waiting.asked(recipe, number)
+                waiting.mark_asked(recipe, number)
             answer = suspend_flow_run(timeout=round(3600 * hours) + BACKSTOP, **want)
         said = "yes" if answer.promote else "no"
     except FlowPauseTimeout:
@@ -87,7 +87,7 @@ def close(recipes: Iterable[str]) -> list[str]:
                    *_ended(client, runs)]
     known = [one for one in dict.fromkeys(decided) if waiting.state(*one)]
     for one in known:
-        waiting.told(*one)      # by who calls this
+        waiting.mark_told(*one)      # by who calls this
     return [promotion.text(*one) for one in known]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas import filters
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -92,8 +92,7 @@ def check_lease(run) -> None:
     """Raises InputError where the server has given this run up, or cannot be asked: then others may be at its work."""
     if not server.on_a_server():
         return
-    with get_client(sync_client=True) as client:
-        state = server.patiently(lambda: client.read_flow_run(run)).state
+    state = server.answered(lambda client: client.read_flow_run(run)).state
     if not state.is_running():
         raise InputError(f"the server has given this run up ({state.name}: {state.message}); it registers and promotes "
                          "nothing")

@@ -206,7 +206,7 @@ def tell(versions: dict[str, int]) -> None:
     if known := [one for one in versions.items() if waiting.state(*one)]:
         notifications.announce(notifications.VERDICT, [promotion.text(*one) for one in known])
     for one in known:
-        waiting.told(*one)
+        waiting.mark_told(*one)
 
 
 def show(stages: dict, versions: dict) -> None:

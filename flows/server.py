@@ -61,6 +61,15 @@ def patiently(ask: Callable):
             time.sleep(1)
 
 
+def answered(question: Callable[[SyncPrefectClient], object]):
+    """The answer to a question to a client of the server, waited for while it is away."""
+    def once():
+        with get_client(sync_client=True) as client:
+            return question(client)
+
+    return patiently(once)
+
+
 def everything(read: Callable, **wanted) -> Iterator:
     """What one of the client's `read_...` gives, however much it is."""
     for page in count():
@@ -72,35 +81,27 @@ def everything(read: Callable, **wanted) -> Iterator:
 
 def failures(run) -> list[str]:
     """The tasks of a run that failed, with their reasons."""
-    def ask() -> list:
-        with get_client(sync_client=True) as client:
-            return client.read_task_runs(
-                flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run])),
-                task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
-                    type=filters.TaskRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))))
-
-    return [f"{task.name}: {task.state.message}" for task in patiently(ask)]
+    found = answered(lambda client: client.read_task_runs(
+        flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run])),
+        task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(
+            type=filters.TaskRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED])))))
+    return [f"{task.name}: {task.state.message}" for task in found]
 
 
 def page(run) -> str:
     """The Markdown on a run's page, empty before there is any."""
-    def ask() -> list:
-        with get_client(sync_client=True) as client:
-            return _pages(client, run)
-
-    return next((found.data for found in patiently(ask)), "")
+    return next((found.data for found in answered(lambda client: _pages(client, run))), "")
 
 
 def show(run, text: str) -> None:
     """Puts Markdown on the run's page, in place of what stood there."""
-    def put() -> None:
-        with get_client(sync_client=True) as client:
-            if known := _pages(client, run):
-                client.update_artifact(known[0].id, ArtifactUpdate(data=text))
-            else:
-                client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
+    def put(client: SyncPrefectClient) -> None:
+        if known := _pages(client, run):
+            client.update_artifact(known[0].id, ArtifactUpdate(data=text))
+        else:
+            client.create_artifact(ArtifactCreate(type="markdown", data=text, flow_run_id=run))
 
-    patiently(put)
+    answered(put)
 
 
 def _pages(client: SyncPrefectClient, run) -> list:

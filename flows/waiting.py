@@ -58,7 +58,7 @@ def owe(recipe: str, number: int) -> None:
     _tag(recipe, number, TOLD, "no")
 
 
-def told(recipe: str, number: int) -> None:
+def mark_told(recipe: str, number: int) -> None:
     _tag(recipe, number, TOLD, "yes")
 
 
@@ -66,7 +66,7 @@ def untold(recipe: str, number: int) -> bool:
     return _tags(recipe, number).get(TOLD) == "no"
 
 
-def asked(recipe: str, number: int) -> None:
+def mark_asked(recipe: str, number: int) -> None:
     """A person is now asked on a run's page."""
     _tag(recipe, number, ASKED, state(recipe, number))
 
