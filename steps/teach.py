@@ -26,7 +26,8 @@ def main(arguments: Sequence[str]) -> None:
 def teach(settings: Teacher, folder: Path) -> None:
     """Writes each split of the data set as Parquet with english, non_english, vector and, where one is named, source.
 
-    What has no English stays as it is. An English sentence that stands there often is embedded once. All or nothing.
+    What has no English stays as it is. An English sentence that stands there often is embedded once. Rows keep their
+    places, bad ones too, which are for the contract of the recipe to judge. All or nothing.
     """
     from steps import embedding
 
@@ -68,11 +69,8 @@ def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:
     else:
         rows = [(f"{file}:{line}", *(row[name] for name in names.values()))
                 for file in files for line, row in reading.rows(file, [*names.values()])]
-    for place, english, other, *source in rows:
-        if not (english.strip() and other.strip()):
-            raise InputError(f"{place}: {'non_english' if english.strip() else 'english'} is empty; write the text or "
-                             "remove the row")
-        for key, text in zip(names, (english, other, *source), strict=True):
+    for place, *texts in rows:
+        for key, text in zip(names, texts, strict=True):
             if contract.SURROGATE.search(text):
                 raise InputError(f"{place}: {key} {contract.HALF}")
     if not rows:

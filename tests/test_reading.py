@@ -78,6 +78,14 @@ def test_a_quote_that_is_never_closed_is_named_by_its_line(tmp_path, rows):
     assert refusal(path).startswith(":3: ") and "every quote is closed" in refusal(path)
 
 
+@pytest.mark.parametrize("between", [",", ", "])
+def test_a_quote_that_joins_rows_is_named_also_where_a_blank_follows_what_separates(tmp_path, between):
+    rows = [["a", "b", "1"], ['"c of 1,000', "d", "2"], ['e of 15"', "f", "3"]]
+    path = tmp_path / "train.csv"
+    path.write_text(HEADER + "".join(f"{between.join(row)}\n" for row in rows), encoding="utf-8")
+    assert refusal(path).startswith(":3: a quote joins lines 3 to 4 to one row")
+
+
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 def test_a_byte_that_is_not_utf8_is_named_by_its_line(tmp_path, start):
     path = tmp_path / "train.csv"
