@@ -26,14 +26,14 @@ CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 def check_all(plan: Sequence[graph.Stage], project: params.Project, stale: Iterable[str]) -> None:
     """Looks at every recipe that the plan trains, as `check` does."""
     check([stage.name.removeprefix("train@") for stage in plan if stage.name.startswith("train@")], project, stale,
-          away(plan, project))
+          away(plan, project) | idle(plan, stale))
 
 
 def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = (), away: Iterable[str] = ()) -> None:
     """Raises InputError naming all that is wrong; prints what each training will need.
 
     Of data and models that `stale` stages make, what lies here is of before, and says nothing. Recipes that are trained
-    `away` need no room here.
+    `away`, or not at all, need no room here.
     """
     problems, stale = list(device_problems()), set(stale)
     for name in names:
@@ -59,6 +59,16 @@ def away(plan: Iterable[graph.Stage], project: params.Project) -> set[str]:
     """The recipes that a server lets other machines train, which look at their own room; so do we before we do it."""
     return {stage.name.removeprefix("train@") for stage in plan if os.environ.get("PREFECT_API_URL")
             and stage.name.startswith("train@") and stage.work_pool not in (None, project.work_pool)}
+
+
+def idle(plan: Iterable[graph.Stage], stale: Iterable[str]) -> set[str]:
+    """The recipes whose training is as it was, with all that it needs."""
+    works = set(stale)
+    for stage in plan:
+        if not works.isdisjoint(stage.upstream):
+            works.add(stage.name)
+    return {stage.name.removeprefix("train@") for stage in plan
+            if stage.name.startswith("train@") and stage.name not in works}
 
 
 def before(stage: str) -> None:
@@ -229,8 +239,18 @@ def device_problems() -> Iterator[str]:
     """Why the GPU that was asked for cannot be had."""
     asked, cards = os.environ.get("CUDA_VISIBLE_DEVICES", ""), _cards()
     wrong = [number for number in asked.split(",") if number.isdigit() and int(number) >= len(cards)]
-    if cards and wrong:
+    if wrong and cards:
         yield f"CUDA_VISIBLE_DEVICES names GPU {wrong[0]}; this machine has {len(cards)}, counted from 0: correct it"
+    elif wrong and not _torch_has_one():
+        yield (f"CUDA_VISIBLE_DEVICES names GPU {wrong[0]}, and torch {importlib.metadata.version('torch')} finds none "
+               "here: mend the driver or install torch's CUDA build, or train on the CPU with CUDA_VISIBLE_DEVICES=")
+
+
+def _torch_has_one() -> bool:
+    """Whether torch finds a GPU that nvidia-smi did not tell of."""
+    import torch
+
+    return torch.cuda.device_count() > 0
 
 
 def visible_cards() -> list[int]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from steps import command
 
 CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
-# How the stages are asked to end, and the seconds until they are asked harder: more than training's PATIENCE, and less
-# in all than the 30 after which Prefect kills a cancelled run.
-ASKED = ((signal.SIGINT, 12.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
+# How the stages are asked to end, and the seconds until they are asked harder: more than PATIENCE and SAVING of a
+# training, and less in all than the 30 after which Prefect kills a cancelled run.
+ASKED = ((signal.SIGINT, 23.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
 # The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.

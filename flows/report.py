@@ -117,6 +117,7 @@ def in_charge(recipe: str, version: Version, metric: str) -> list[tuple[str, flo
     if champion is None or champion[0].number == version.number:
         return []
     held, tags = champion
-    if tags.get("test_sha256") != store.get_model_version(recipe, str(version.number)).tags["test_sha256"]:
+    rows = "test_content_sha256"
+    if tags.get(rows) != store.get_model_version(recipe, str(version.number)).tags.get(rows, ""):
         return []
     return [(f"champion @{held.number}", *(float(tags[f"test_{metric}{end}"]) for end in ("", "_low", "_high")))]

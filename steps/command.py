@@ -173,7 +173,7 @@ def no_space(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "no space left" in str(error).lower() or "disk is full" in str(error).lower():
+        if any(said in str(error).lower() for said in ("no space left", "disk is full", "quota exceeded")):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -205,7 +205,13 @@ def ended(whose: str, began: float) -> bool:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends well, and else goes."""
+    """A new folder to write into, which takes the place of `folder` when the block ends well, and else goes.
+
+    Raises InputError where a relative path leads out of this folder by a link.
+    """
+    if not folder.is_absolute() and not (there := folder.parent.resolve()).is_relative_to(Path.cwd().resolve()):
+        raise InputError(f"{folder.parent} is a link that leads out of this folder, to {there}; remove the link: DVC's "
+                         "cache is what may lie elsewhere (dvc cache dir)")
     partial = folder.with_name(f".partial-{folder.name}")       # one name, so that the next try clears what a kill left
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -44,7 +44,7 @@ def compare(first: str, second: str, sample: int, neighbours: int) -> list[str]:
     lines = [row("", left.name, right.name)]
     lines += section("parameters", left.parameters, right.parameters, sorted({*left.parameters, *right.parameters}))
     lines += section("made of", left.tags, right.tags, DATA)
-    if left.tags.get("test_sha256") != right.tags.get("test_sha256"):
+    if left.tags.get("test_content_sha256") != right.tags.get("test_content_sha256"):
         lines.append("  the test rows differ: the scores below are not of the same test")
     lines += scores(left, right) + slices(left, right) + examples(left, right)
     return lines + neighbourhood(left, right, sample, neighbours)

@@ -61,6 +61,15 @@ class Findings:
         return ", ".join(str(shutil.move(self.folder / name, place / name))
                          for name in LISTS if (self.folder / name).exists())
 
+    def shared(self, one: str, other: str, texts: Sequence[str]) -> None:
+        """Lists texts that were left out of one split because they stand in another."""
+        for text in texts:
+            self.list("overlaps.csv", ("split", "kind", "similarity", "train", "evaluation"),
+                      (other, "exact", "1.000", text, text))
+        if texts:
+            self.overlaps[f"{one}/{other}"] = {"dropped": len(texts), "distinct": len(set(texts)),
+                                               "examples": [shown(text) for text in texts[:5]]}
+
     def settle(self, split: str) -> None:
         """Stops the run where more than the allowed share of a split's rows are bad."""
         bad = sum(self.quarantined.get(split, {}).values())
@@ -90,6 +99,14 @@ class Findings:
             self.stops.append(f"{split}: {counts['unknown'] / counts['tokens']:.1%} of the tokens are unknown to "
                               f"{base_model}, as in {shown(example)!r}; more than the allowed "
                               f"{self.contract.unknown:.1%} (contract.unknown): choose a base_model of this language")
+        elif counts["unreadable"] > self.contract.unknown * counts["texts"]:
+            self.stops.append(f"{split}: in {counts['unreadable']} of {counts['texts']} texts every token is unknown "
+                              f"to {base_model}, as in {shown(example)!r}; more than the allowed "
+                              f"{self.contract.unknown:.1%} (contract.unknown): remove them, or choose a base_model of "
+                              "their language")
+        elif counts["unreadable"]:
+            self.notes.append(f"in {counts['unreadable']} texts of {split} every token is unknown to {base_model}, "
+                              f"such as {shown(example)!r}")
         if counts["truncated"] > self.contract.truncated * counts["texts"]:
             self.stops.append(f"{split}: {counts['truncated'] / counts['texts']:.1%} of the texts are cut, more than "
                               f"the allowed {self.contract.truncated:.1%} (contract.truncated): raise "

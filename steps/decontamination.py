@@ -48,6 +48,7 @@ class Evaluation:
         self.contract, self.found = contract, found
         self.exact: dict[Key, dict[str, tuple[str, ...]]] = {}      # the texts as they stand in each split
         self.seen: dict[str, Counter[Key]] = {}
+        self.rows: dict[str, Counter[tuple[Key, ...]]] = {}         # the keys of each row, or of each text of one
         self.letters: set[tuple[str, tuple[str, ...]]] = set()      # split and texts as they stand there
         self.near = MinHashLSH(contract.similarity - MARGIN, PERMUTATIONS)
         self.known: set[bytes] = set()
@@ -55,11 +56,13 @@ class Evaluation:
 
     def add(self, split: str, rows: Iterable[Mapping], texts: Sequence[str], single: bool) -> None:
         """Takes in a split; `single` where train's examples are one text, so that each text counts for itself."""
-        self.seen[split] = Counter()
+        self.seen[split], self.rows[split] = Counter(), Counter()
         for row in rows:
             whole = tuple(row[t] for t in texts)
             self.letters |= {(split, (text,)) for text in whole} if single else {(split, whole)}
-            for key in dict.fromkeys(k for part in whole for k in keys([part])) if single else keys(whole):
+            own = tuple(dict.fromkeys(k for part in whole for k in keys([part])) if single else keys(whole))
+            self.rows[split].update([(key,) for key in own] if single else [own])
+            for key in own:
                 self.seen[split][key] += 1
                 new = key not in self.exact
                 self.exact.setdefault(key, {}).setdefault(split, whole)
@@ -127,8 +130,8 @@ class Evaluation:
 
     def _settle(self, tally: dict[str, dict]) -> None:
         for split, counts in tally.items():
-            leaked = sum(self.seen[split][key] for key in counts["distinct"])
-            share = leaked / max(1, sum(self.seen[split].values()))
+            leaked = sum(n for own, n in self.rows[split].items() if not counts["distinct"].isdisjoint(own))
+            share = leaked / max(1, sum(self.rows[split].values()))
             self.found.overlaps[f"train/{split}"] = {
                 "dropped": counts["rows"], "distinct": len(counts["distinct"]), "letter": len(counts["letter"]),
                 "leaked": round(share, 6), "examples": counts["examples"], "near": counts["near"],

@@ -21,6 +21,8 @@ from steps.resuming import Resumable
 from steps.schema import InputError
 
 COLLAPSED = 1e-6    # of their length, within which vectors of different texts are the same
+LEFT = 0.02         # of how far apart the first model has the vectors, below which those of the trained one collapsed
+FIRST = 64          # texts of dev by which that is measured
 FEW = 4             # texts of a batch that are looked at for it
 
 
@@ -82,24 +84,30 @@ def outputs(model: SentenceTransformer, columns: Sequence[list[str]], batch_size
                   batch_size) for texts in columns]
 
 
-def collapsed(embeddings: Sequence[np.ndarray]) -> bool:
-    """Whether all texts have the same vector, or one that is not finite."""
+def spread(embeddings: Sequence[np.ndarray]) -> float:
+    """How far apart the vectors of different texts are at most in one dimension, as a share of their length."""
     vectors = np.concatenate(embeddings)
-    return not np.ptp(vectors, axis=0).max() > COLLAPSED * np.linalg.norm(vectors[0])
+    with np.errstate(invalid="ignore"):     # of vectors of zeros it is not a number
+        return float(np.ptp(vectors, axis=0).max() / np.linalg.norm(vectors[0]))
+
+
+def collapsed(embeddings: Sequence[np.ndarray], least: float) -> bool:
+    """Whether all texts have one vector, within this spread, or one that is not finite."""
+    return not spread(embeddings) > least
 
 
 class DevScores(BaseEvaluator):
     """The task's scores on the dev split, from the tokens that prepare left."""
 
-    def __init__(self, task: ModuleType, dataset, batch_size: int, metric: str):
+    def __init__(self, task: ModuleType, dataset, batch_size: int, metric: str, least: float):
         super().__init__()
-        self.task, self.dataset, self.batch_size = task, dataset, batch_size
+        self.task, self.dataset, self.batch_size, self.least = task, dataset, batch_size, least
         self.primary_metric = metric
 
     def __call__(self, model, output_path=None, epoch=-1, steps=-1) -> dict[str, float]:
         embeddings = [embed(model, self.dataset[name + batching.IDS][:], self.batch_size) for name in self.task.TEXTS]
         scores = self.task.scores(embeddings, batching.labels(self.dataset))
-        if collapsed(embeddings) or not math.isfinite(scores[self.primary_metric]):
+        if collapsed(embeddings, self.least) or not math.isfinite(scores[self.primary_metric]):
             raise InputError(f"dev {self.primary_metric} is {scores[self.primary_metric]}: the embeddings have "
                              "collapsed or the dev labels are constant; lower train.learning_rate or mend the data")
         return scores
@@ -108,11 +116,13 @@ class DevScores(BaseEvaluator):
 class Trainer(Resumable, SentenceTransformerTrainer):
     """The library's trainer, fed with batches of similar length.
 
-    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows.
+    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `least` is
+    the spread of vectors that are not collapsed.
     """
 
-    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, counted: Callable | None, **kwargs):
-        self.length_grouping, self.keys, self.counted = length_grouping, keys, counted
+    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, counted: Callable | None, least: float,
+                 **kwargs):
+        self.length_grouping, self.keys, self.counted, self.least = length_grouping, keys, counted, least
         super().__init__(*args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict):
@@ -159,7 +169,7 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         with torch.inference_mode():
             vectors = self.model(few)["sentence_embedding"].float().cpu().numpy()
         self.model.train()
-        return collapsed([vectors])
+        return collapsed([vectors], self.least)
 
     def counts(self, batch) -> float:
         return float(self.counted(batch)) if self.counted else super().counts(batch)
@@ -192,6 +202,8 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
         dev_set if names == recipe.TASK.TEXTS else None)
     model = load(base_model, settings)
     pool(model, chosen.pooling)
+    few = embed(model, dev_set[recipe.TASK.TEXTS[0] + batching.IDS][:FIRST], chosen.eval_batch_size)
+    least = max(COLLAPSED, LEFT * spread([few]))
     history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, chosen.patience, log)
     collator = recipe.collator(model.tokenizer, settings, seed) if hasattr(recipe, "collator") else (
         batching.Collator(model.tokenizer.pad_token_id))
@@ -200,11 +212,12 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
-        counted=getattr(recipe, "counted", None),
+        counted=getattr(recipe, "counted", None), least=least,
         model=model, train_dataset=train_set, eval_dataset=unseen,
         loss=recipe.loss(model, smaller or chosen, train_set),
         args=SentenceTransformerTrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch)),
-        evaluator=DevScores(recipe.TASK, dev_set, chosen.eval_batch_size, history.metric), data_collator=collator)
+        evaluator=DevScores(recipe.TASK, dev_set, chosen.eval_batch_size, history.metric, least),
+        data_collator=collator)
     trainer.parts, trainer.by_rows = parts, smaller is None
     training.follow(trainer, history)
     return trainer, history

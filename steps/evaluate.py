@@ -53,6 +53,7 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
                          "in its order, or train it again")
     if alone:
         vocabulary.check(model, judged["model"].tokenizer)
+        vocabulary.check_length(f"recipes.{name}.prepare.max_length", settings.prepare.max_length, model)
     elif settings.kind == "embedding":
         judged["base"] = kind.load(Path(settings.base_model), settings)
     predicted: dict[str, dict[str, list]] = {}

@@ -4,6 +4,7 @@ DVC draws the same files itself (`dvc plots show`); these are for MLflow and the
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 BATCH = 32      # of the bars by batch, as CoLA's published evaluation has them
@@ -21,8 +22,9 @@ def numbers(values: list[str]) -> list[float]:
     return [float(value or "nan") for value in values]
 
 
-def draw(recipe: str, kind: str, curves: Path, test: Path, folder: Path) -> list[Path]:
-    """loss.png, dev_score.png, and of what is predicted: predicted.png, or confusion.png and batches.png."""
+def draw(recipe: str, labels: Sequence[str], curves: Path, test: Path, folder: Path) -> list[Path]:
+    """loss.png, dev_score.png, and of what is predicted: predicted.png, or of a classifier with these labels
+    confusion.png and batches.png."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,15 +43,16 @@ def draw(recipe: str, kind: str, curves: Path, test: Path, folder: Path) -> list
 
     axes = picture("loss", "step", "loss")
     axes.grid(alpha=0.3)
-    axes.plot(loss["step"], loss["loss"], alpha=0.5, label="training, by step")
+    axes.plot(loss["step"], loss["loss"], alpha=0.3, label="training, by step")
     axes.plot(epochs["step"], epochs["dev_loss"], marker="o", label="dev, by evaluation")
+    axes.plot(epochs["step"], epochs["train_loss"], marker="o", label="training, mean since the evaluation before")
     axes.legend()
     axes = picture("dev_score", "epoch", score.removeprefix("dev_"))
     axes.grid(alpha=0.3)
     axes.plot(epochs["epoch"], epochs[score], marker="o")
-    if kind == "classification":
-        _confusion(picture("confusion", "predicted", "gold"), rows)
-        _batches(picture("batches", f"batch of {BATCH} test rows", "Matthews correlation", (8, 4)), rows)
+    if labels:
+        _confusion(picture("confusion", "predicted", "gold"), rows, labels)
+        _batches(picture("batches", f"batch of {BATCH} test rows", "Matthews correlation", (8, 4)), rows, labels)
     else:
         axes = picture("predicted", "gold label", "predicted")
         axes.grid(alpha=0.3)
@@ -61,11 +64,10 @@ def draw(recipe: str, kind: str, curves: Path, test: Path, folder: Path) -> list
     return [path for _, path in made]
 
 
-def _confusion(axes, rows: dict[str, list[str]]) -> None:
+def _confusion(axes, rows: dict[str, list[str]], names: Sequence[str]) -> None:
     """Shares of each gold class, with counts."""
     import numpy as np
 
-    names = list(dict.fromkeys(rows["gold"] + rows["model"]))
     counts = np.zeros((len(names), len(names)), int)
     for gold, model in zip(rows["gold"], rows["model"], strict=True):
         counts[names.index(gold), names.index(model)] += 1
@@ -77,13 +79,12 @@ def _confusion(axes, rows: dict[str, list[str]]) -> None:
         axes.text(column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black")
 
 
-def _batches(axes, rows: dict[str, list[str]]) -> None:
+def _batches(axes, rows: dict[str, list[str]], names: Sequence[str]) -> None:
     """Matthews correlation of each batch of test rows, and of all of them as a line."""
     import numpy as np
 
     from steps import statistics
 
-    names = list(dict.fromkeys(rows["gold"] + rows["model"]))
     gold, model = (np.array([names.index(name) for name in rows[who]]) for who in ("gold", "model"))
     bars = [float(statistics.matthews(gold[i:i + BATCH], model[i:i + BATCH])) for i in range(0, len(gold), BATCH)]
     axes.bar(range(len(bars)), bars)

@@ -5,6 +5,7 @@ python -m steps.prepare RECIPE FOLDER
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -172,7 +173,9 @@ class Writer:
         import pyarrow as pa
 
         rows, texts = iter(rows), tuple(texts)
-        counts, self.example = dict.fromkeys(("rows", "texts", "truncated", "tokens", "unknown"), 0), None
+        if words and not self.tokenizer.is_fast:
+            raise InputError(f"{self.base_model}: its tokenizer does not say where words begin; choose a fast one")
+        counts, self.example = dict.fromkeys(("rows", "texts", "truncated", "tokens", "unknown", "unreadable"), 0), None
         writer = None
         with pa.OSFile(str(self.folder / f"{name}.arrow"), "wb") as sink:
             while chunk := list(islice(rows, CHUNK)):
@@ -199,11 +202,13 @@ class Writer:
                                    return_token_type_ids=False, verbose=False)
             long = sum(len(i) > self.max_length for i in found["input_ids"])
             strange = [i.count(unknown) for i in found["input_ids"]]
+            inner = [len(i) - special for i in found["input_ids"]]
+            dark = [place for place, count in enumerate(inner) if 0 < count == strange[place]]
             for key, value in (("texts", len(strings)), ("truncated", long), ("unknown", sum(strange)),
-                               ("tokens", sum(map(len, found["input_ids"])) - special * len(strings))):
+                               ("tokens", sum(inner)), ("unreadable", len(dark))):
                 counts[key] += value
             if self.example is None and any(strange):
-                self.example = strings[max(range(len(strange)), key=strange.__getitem__)]
+                self.example = strings[dark[0] if dark else max(range(len(strange)), key=strange.__getitem__)]
             if long:
                 found = self.tokenizer(strings, truncation=True, max_length=self.max_length)
             table[column] = pa.array(strings, pa.string())
@@ -231,23 +236,35 @@ class Writer:
         return table
 
     def write_text(self, sentences: Iterator[dict], share: float, words: bool) -> None:
-        """Numbers the sentences and writes them as train; of every 1 / share one is held out, until a chunk is full."""
+        """Numbers the sentences and writes them as train; of every 1 / share one is held out, until a chunk is full.
+
+        No text stands in both: later copies of what is held out go out of train, and what train had before stays there.
+        """
         every = round(1 / share) if share else 0
-        kept: list[dict] = []
+        kept: dict[int, dict] = {}
+        trained, copies = array("q"), []        # of train, eight bytes a sentence
 
         def numbered() -> Iterator[dict]:
             for number, row in enumerate(sentences):
-                if every and number % every == every - 1 and len(kept) < CHUNK:
-                    kept.append({**row, "row": -1 - number})
+                key = hash(decontamination.normal(row["text"])) if every else 0
+                if key in kept:
+                    copies.append(row["text"])
+                elif every and number % every == every - 1 and len(kept) < CHUNK:
+                    kept[key] = {**row, "row": -1 - number}
                 else:
+                    trained.append(key)
                     yield {**row, "row": number}
 
         self.write("train", ["text"], numbered(), words)
         if every:
+            twice = [kept.pop(key) for key in set(trained) & set(kept)]
+            self.found.shared("train", HELD_OUT, copies)
+            self.found.shared(HELD_OUT, "train", [row["text"] for row in twice])
             if not kept:
                 raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
-                                 f"{share}; give more text or set prepare.held_out to 0")
-            self.write(HELD_OUT, ["text"], kept, words)
+                                 f"{share} that train does not have; give more text, or set prepare.held_out to 0 and "
+                                 "select by another metric than the loss")
+            self.write(HELD_OUT, ["text"], kept.values(), words)
 
     def write_noised(self, noise) -> None:
         """noised.tsv: the first sentences and what the noise of seed 0, epoch 0 leaves of them."""
@@ -255,6 +272,9 @@ class Writer:
 
         from steps import batching
 
+        if noise.kind == "mask" and self.tokenizer.mask_token_id is None:
+            raise InputError(f"{self.base_model}: its tokenizer has no mask token; choose another "
+                             "prepare.noise.kind, or another base_model")
         rows = batching.load(self.folder / "train.arrow")
         rows = rows.select(range(min(NOISED, len(rows))))
         collator = batching.NoiseCollator(self.tokenizer, noise.kind, noise.ratio, seed=0)

@@ -110,13 +110,22 @@ def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:       # also a number of thousands of digits
             raise InputError(f"{path}:{number}: not a JSON object: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a line must hold one JSON object, not {type(row).__name__}")
         _check_columns(f"{path}:{number}", list(row), columns)
         yield number, {c: _text(f"{path}:{number}", c, row[c]) for c in columns}
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object. Raises ValueError where a key stands in it twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
 
 
 def _parquet(path: Path, columns, vectors) -> Iterator[tuple[int, Mapping]]:
@@ -190,8 +199,9 @@ def texts(row: Mapping[str, str], columns: Columns, names: Sequence[str]) -> dic
 
 
 def label(text: str, labels: Sequence[str]) -> int | None:
-    """The place of a label among `labels`, given by name or by place; None where it is neither."""
-    for known in (list(labels), [str(place) for place in range(len(labels))]):
+    """The place of a label among `labels`, given by name or, where no name is a number itself, by place; else None."""
+    places = [] if any(name.isdecimal() for name in labels) else [str(place) for place in range(len(labels))]
+    for known in (list(labels), places):
         if text.strip() in known:
             return known.index(text.strip())
     return None

@@ -99,7 +99,8 @@ def register(recipe: str, attempt: str | None = None) -> Version:
         if teacher := lineage["dataset"].get("teacher"):
             tags["teacher"] = f"{teacher['model']}, weights sha256 {teacher['weights_sha256']}"
         card = model_card(recipe, settings, project, tags, metrics, lineage, run_id)
-        images = plots.draw(recipe, settings.kind, at["curves"], at["test"], Path(".evergreen/plots") / recipe)
+        images = plots.draw(recipe, getattr(settings.prepare, "labels", ()), at["curves"], at["test"],
+                            Path(".evergreen/plots") / recipe)
         hashes = {f"dvc.{k}": v for k, v in dvc_hashes(recipe).items()}
         files = [at["model"] / seen.FILE,
                  *(at["test"] / name for name in ("metrics.json", "predictions.csv", "tasks.csv"))]

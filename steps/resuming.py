@@ -8,6 +8,7 @@ import math
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,11 @@ from steps import ranks
 from steps.checkpoint import Checkpoints
 from steps.schema import InputError
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")     # PyTorch, CUDA, cuBLAS
 WEIGHTS, BEST, STATE = "weights.safetensors", "best.safetensors", "history.json"
 PATIENCE = 10       # seconds for the step or evaluation in hand to end, once we are asked to
+SAVING = 12         # further seconds for its checkpoint; in all, less than a driver waits (flows/processes.py)
+AT_ONCE = 5         # seconds in which further requests are the same one: a parent that died of it, a whole group asked
 
 
 class Resumable:
@@ -62,6 +66,8 @@ class Resumable:
         return torch.nn.ModuleDict(parts)
 
     def _save_checkpoint(self, model, trial) -> None:
+        if self.asked and signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, SAVING)
         states = ranks.everyones({} if ranks.first() else self.random_state())
         if ranks.first():
             self.checkpoints.commit(self.state.global_step, lambda folder: self.write(folder, states))
@@ -169,16 +175,20 @@ class Resumable:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end training behind a checkpoint; again, or after PATIENCE, without one."""
+        """SIGTERM and Ctrl-C end training behind a checkpoint; again later, or after PATIENCE, without one."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        began = 0.0
+
         def stop(number, frame):
-            if self.asked:
+            nonlocal began
+            if self.asked and (number == signal.SIGALRM or time.monotonic() - began > AT_ONCE):
                 raise KeyboardInterrupt
-            self.asked = True
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            if not self.asked:
+                self.asked, began = True, time.monotonic()
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
         try:
@@ -196,7 +206,7 @@ def parts(checkpoint: Path) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory, or the machine's, was too small."""
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY))
 
 
 def free_memory() -> None:

@@ -276,6 +276,9 @@ class Unlabelled(Recipe):
                              "plain text alone tells nothing of the model's quality")
         if self.prepare.subset:
             raise ValueError("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
+        if self.train.metric == "loss" and not self.prepare.held_out:
+            raise ValueError("train.metric is loss, which is that on held-out text, and prepare.held_out is 0: hold "
+                             "some out, or select by another metric")
         return self
 
 

@@ -1,11 +1,15 @@
 """The entries of params.yaml that say where data sets and base models come from, as strict types."""
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from steps.schema import Columns, Commit, InputError, InsidePath, Name, Positive, Sha256, SplitName, Strict
+
+# What of a url's query only its user may know.
+SECRET = re.compile(r"(?:^|&)([^=&]*(?:token|secret|signature|password|credential|auth|key|sig))=", re.IGNORECASE)
 
 
 class Source(Strict):
@@ -30,6 +34,10 @@ class Source(Strict):
             raise InputError(f"a url at {place.rpartition('@')[2]} has a user or password, which source.json and the "
                              "versions' tags would show: take it out, or fetch the files yourself and name their "
                              "folder under local")
+        if self.url and (named := SECRET.search(urlsplit(self.url).query)):
+            raise InputError(f"a url at {urlsplit(self.url).netloc} has {named[1]!r} in its query, which source.json "
+                             "and the versions' tags would show: take it out, or fetch the files yourself and name "
+                             "their folder under local")
         return self
 
     @model_validator(mode="after")

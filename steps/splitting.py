@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from steps.decontamination import normal
 from steps.schema import Split, Subset
 
 
@@ -39,12 +40,12 @@ def subset(splits: dict[str, list[dict]], wanted: Subset) -> dict[str, list[dict
 
 
 def _groups(texts: list[list[str]]):
-    """[n] group of each example; examples that share a text share a group."""
+    """[n] group of each example; examples that share a text, as decontamination compares them, share a group."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     ids: dict[str, int] = {}
-    pairs = [(row, ids.setdefault(text, len(ids))) for row, found in enumerate(texts) for text in found]
+    pairs = [(row, ids.setdefault(normal(text), len(ids))) for row, found in enumerate(texts) for text in found]
     rows, columns = np.array(pairs).T
     size = len(texts) + len(ids)
     links = coo_matrix((np.ones(len(rows)), (rows, columns + len(texts))), shape=(size, size))

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from steps import checkpoint, command, launching, params, provenance, recipes, seen, tracking
+from steps import checkpoint, command, launching, params, provenance, recipes, seen, tasks, tracking
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
 
@@ -145,9 +145,14 @@ def agreed(take: Callable[[], dict[str, str]]) -> dict[str, str]:
 
 def fingerprint(name: str, settings: Recipe, project: params.Project, data: Path, base_model: Path,
                 hardware: Mapping[str, str]) -> dict[str, str]:
-    """What the bits of this training depend on; the code is what this process has loaded of it, less other recipes."""
+    """What the bits of this training depend on; the code is what this process has loaded of it, less what is of other
+    recipes alone."""
     home = Path(__file__).parent
-    others = {path for path in home.glob("recipes/*.py") if path.stem not in ("__init__", name)}
+    judges = [recipes.get(name).TASK, *(tasks.get(entry.task) for entry in settings.tasks.values())]
+    used = {f"steps.recipes.{name}", "steps.recipes", "steps.tasks",
+            *(m.__name__ for judge in judges for m in (judge, *vars(judge).values()) if isinstance(m, ModuleType))}
+    others = {Path(file) for module, found in list(sys.modules.items()) if module not in used
+              and module.startswith(("steps.recipes", "steps.tasks")) and (file := found.__file__)}
     code = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))} - others
     values = {"seed": project.seed, "threads": project.threads, "base_model": settings.base_model,
               "prepare": settings.prepare.model_dump(), "train": settings.train.model_dump()}

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -123,13 +122,12 @@ class History(TrainerCallback):
         return max(trained, key=lambda row: row[f"dev_{self.selects_by}"])
 
     def overfits_from(self) -> float | None:
-        """The epoch from which on dev's loss only rises while the training's does not; None where it does not."""
+        """The epoch after that with dev's lowest loss, where dev's ends above it and the training's not; else None."""
         rows = [row for row in self.epochs if row["step"] and None not in (row["dev_loss"], row["train_loss"])]
-        first = None
-        for before, row in pairwise(rows):
-            rising = row["dev_loss"] > before["dev_loss"] and row["train_loss"] <= before["train_loss"]
-            first = None if not rising else first or row["epoch"]
-        return first
+        lowest = min(rows, key=lambda row: row["dev_loss"], default=None)
+        if not rows or rows[-1]["dev_loss"] <= lowest["dev_loss"] or rows[-1]["train_loss"] > lowest["train_loss"]:
+            return None
+        return rows[rows.index(lowest) + 1]["epoch"]
 
     def table(self) -> str:
         """The evaluations with their timings, as text."""

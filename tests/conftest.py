@@ -120,6 +120,13 @@ def inside(monkeypatch) -> Callable[[Project], None]:
     return lambda project: monkeypatch.chdir(project.folder)
 
 
+@pytest.fixture
+def here(project, inside) -> Project:
+    """A project in which nothing has run, and in whose folder this process works."""
+    inside(project)
+    return project
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """A folder with an MLflow store in which nothing is registered; its schema takes seconds to make."""

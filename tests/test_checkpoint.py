@@ -218,8 +218,8 @@ def test_code_and_hardware_are_compared_too_and_the_test_rows_are_not(recipe):
     recipes.get("nli")
     found = fingerprint(recipe)
     assert {"steps/train.py", "steps/training.py", "steps/resuming.py", "device", "precision"} <= set(found)
-    assert [name for name in found if name.startswith("steps/recipes/")] == [
-        "steps/recipes/__init__.py", "steps/recipes/sts.py"]
+    assert [name for name in found if name.startswith(("steps/recipes/", "steps/tasks/"))] == [
+        "steps/recipes/__init__.py", "steps/recipes/sts.py", "steps/tasks/__init__.py", "steps/tasks/sts.py"]
     flip(Path("data/test.arrow"))
     assert fingerprint(recipe) == found
 

@@ -95,7 +95,7 @@ def test_rows_are_checked_in_parts_and_keep_their_lines(look, monkeypatch):
 
 
 def test_documents_are_checked_before_they_are_cut_and_an_empty_line_is_none(look):
-    lines = [{"text": f"the machine number {n} is leaking. the drum is full"} for n in range(200)]
+    lines = [{"text": f"the machine number {n} is leaking. drum number {n} is full"} for n in range(200)]
     lines += [{"text": ""}, {"text": "the bell \u0007 rings"}]
     train = "".join(json.dumps(line) + "\n" for line in lines).encode()
     found = look("tsdae", files={"train.jsonl": train}, contract={"unknown": 1.0}, tasks={"it": {
@@ -141,6 +141,15 @@ def test_text_of_unknown_words_is_named_with_an_example(look):
     found = look("sts", contract={"unknown": 0.05}, **sts(rows))
     assert "train: " in found.stops[0] and "of the tokens are unknown to" in found.stops[0]
     assert "ᚷᚹᚺ" in found.stops[0] or "ᚠᚢᚦ" in found.stops[0]
+
+
+def test_texts_of_unknown_words_alone_are_named_though_they_are_few_tokens(look):
+    """A long word is one unknown token, and counts for little among those of other texts."""
+    rows = [*sts()["train"], *(["ᚠ" * 60, f"ᚢ{n}" * 30, "3"] for n in range(2))]
+    found = look("sts", contract={"unknown": 0.3}, **sts(rows))
+    assert found.stops == [] and found.notes[0].startswith("in 4 texts of train every token is unknown to ")
+    found = look("sts", contract={"unknown": 0.3}, **sts([*rows, *(["ᚠ" * 90, f"ᚢ{n}" * 30, "3"] for n in range(200))]))
+    assert "of train" not in found.stops[0] and "every token is unknown" in found.stops[0]
 
 
 def test_texts_that_are_cut_are_counted_and_too_many_stop(look):

@@ -72,6 +72,14 @@ def test_a_leak_of_a_tenth_stops(look):
     assert look("sts", contract={"leaked": 0.2}, **sts(pairs(200, test[3], test[4]))).stops == []
 
 
+def test_a_leaked_triplet_is_a_row_whichever_negative_it_has(tmp_path):
+    """Anchor and positive of 10 of 100 test rows stand in train, with other negatives, as mined ones are."""
+    test = [(f"an anchor {n}", f"its positive {n}", f"its negative {n}") for n in range(100)]
+    train = [(anchor, positive, "mined") for anchor, positive, _ in test[:10]]
+    left, counts = without(tmp_path, train, test)
+    assert (left, counts["dropped"], counts["leaked"]) == ([], 10, 0.1)
+
+
 def test_the_tasks_of_the_suite_are_evaluation_too(look):
     more = [["a", "p", "n"], *([f"an anchor {n}", f"its positive {n}", f"its negative {n}"] for n in range(30))]
     task = {"task": "triplet", "test": "more", "columns": {"anchor": "a", "positive": "p", "negative": "n"}}

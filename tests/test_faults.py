@@ -191,7 +191,7 @@ def test_what_runs_side_by_side_is_stopped_in_the_time_of_one(siblings):
 
 def test_a_training_has_its_patience_before_it_is_asked_harder_and_prefect_kills_none():
     (_, politely), (_, harder), _ = processes.ASKED
-    assert resuming.PATIENCE < politely < politely + harder < 30
+    assert resuming.PATIENCE + resuming.SAVING < politely < politely + harder < 30
 
 
 # A database

@@ -146,7 +146,7 @@ def test_no_check_of_the_embeddings_row_26(small, monkeypatch, tiny_model):
     found = Training(monkeypatch, "nli", small("nli", epochs=1).model_copy(update={"base_model": "same"}))
     with pytest.raises(InputError, match="the embeddings have collapsed"):
         found.run()
-    monkeypatch.setattr(embedding, "collapsed", lambda embeddings: False)
+    monkeypatch.setattr(embedding, "collapsed", lambda *_: False)
     found.run()
     assert Path("model/model.safetensors").exists()
 

@@ -63,7 +63,7 @@ def test_a_rate_that_makes_weights_infinite_is_found_out_too(small, monkeypatch)
     ([[1.0, 2.0], [1.0, 2.0]], True), ([[1.0, 2.0], [1.0, 2.1]], False), ([[1.0, 2.0], [1.0, 2.0 + 1e-9]], True),
     ([[np.nan, 2.0], [1.0, 2.0]], True)])
 def test_embeddings_collapsed_where_every_text_has_the_same(vectors, found):
-    assert embedding.collapsed([np.array(vectors), np.array(vectors)]) is found
+    assert embedding.collapsed([np.array(vectors), np.array(vectors)], embedding.COLLAPSED) is found
 
 
 @pytest.mark.fault(26)
@@ -97,6 +97,16 @@ def test_embeddings_that_collapse_stop_training_at_the_next_line_of_its_log(smal
     with pytest.raises(schema.InputError, match=r"^the embeddings have collapsed: all texts have one vector at step 2, "
                                                 r"in rows \d+, "):
         found.fault(Collapse(), "model")
+    assert not Path("model").exists()
+
+
+@pytest.mark.fault(26)
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_embeddings_that_a_high_rate_collapses_are_noticed(small, monkeypatch, rate):
+    """The vectors of different texts are never quite the same, but next to what they were."""
+    found = Training(monkeypatch, "sts", small("sts", learning_rate=rate, epochs=6, patience=99))
+    with pytest.raises(schema.InputError, match="the embeddings have collapsed"):
+        found.run()
     assert not Path("model").exists()
 
 

@@ -196,6 +196,14 @@ def test_a_url_with_a_user_or_password_is_refused_and_not_repeated(tmp_path, use
     assert said.startswith(f"{path}: a url at example.org has a user or password") and "secret" not in said
 
 
+@pytest.mark.parametrize("name", ["token", "X-Amz-Signature", "sig", "api_key"])
+def test_a_url_with_a_secret_in_its_query_is_refused_and_not_repeated(tmp_path, name):
+    path = edited(tmp_path, "datasets/remote", {"x": REMOTE | {"url": f"https://example.org/x?part=2&{name}=mine"}})
+    said = refusal(path)
+    assert said.startswith(f"{path}: a url at example.org has '{name}' in its query") and "mine" not in said
+    params.load(edited(tmp_path, "datasets/remote", {"x": REMOTE | {"url": "https://example.org/x?download=1"}}))
+
+
 def test_a_name_that_stands_in_two_places_is_refused(tmp_path):
     entry = {"path": "samples/moods", "splits": {"train": "train.csv"}, "licence": "none"}
     path = edited(tmp_path, "datasets/local", {"stsb": entry})

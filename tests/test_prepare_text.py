@@ -33,6 +33,8 @@ def asked(recipe: str, **changes) -> Recipe:
     values |= {"dataset": "raw", "base_model": "tiny", "suite": "suite"}
     values["contract"] |= LENIENT
     values["prepare"] |= changes
+    if not values["prepare"]["held_out"]:
+        values["train"]["metric"] = "spearman_cosine"
     return recipes.get(recipe).Params.model_validate(values)
 
 
@@ -90,6 +92,25 @@ def test_sentences_are_numbered_and_those_held_out_have_negative_numbers(place):
     assert held_out["row"] == [-4, -8]
     assert held_out["text"] == [lines(10)[3], lines(10)[7]]
     assert train["text"] == [line for n, line in enumerate(lines(10)) if n not in (3, 7)]
+
+
+def test_a_text_that_is_held_out_stands_in_train_no_other_time(place):
+    """Texts 4 and 8 are held out. A copy of text 4 comes later and is left out; one of text 8 was trained on before."""
+    one = lines(10)
+    folder = prepared(*one[:2], one[7].upper(), *one[3:8], *one[8:], one[3].upper(), held_out=0.25)
+    train, held_out = table(folder / "train.arrow"), table(folder / "held_out.arrow")
+    assert held_out["text"] == [one[3]]
+    assert train["text"] == [*one[:2], one[7].upper(), *one[4:7], *one[8:]]
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["overlaps"]
+    assert (found["train/held_out"]["dropped"], found["held_out/train"]["dropped"]) == (1, 1)
+    assert len((folder / "overlaps.csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_to_select_by_the_loss_on_held_out_text_some_must_be_held_out():
+    values = params.read(ROOT / "params.yaml")["recipes"]["mlm"]
+    values["prepare"]["held_out"] = 0.0
+    with pytest.raises(ValueError, match=r"train.metric is loss, which is that on held-out text, and prepare.held_out"):
+        recipes.get("mlm").Params.model_validate(values)
 
 
 def test_without_a_share_nothing_is_held_out(place):

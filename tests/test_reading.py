@@ -281,7 +281,13 @@ def test_a_parquet_file_that_is_not_there_or_cannot_be_read_is_no_damaged_one(tm
         read(path, ["text"])
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["a number too long", "brackets too deep"])
+@pytest.mark.parametrize("value", ["[" * 100_000, '"a", "text": "b"'], ids=["brackets too deep", "a key twice"])
 def test_json_that_the_parser_cannot_take_is_named_by_its_line(tmp_path, value):
     (tmp_path / "train.jsonl").write_text('{"text": "good"}\n{"text": ' + value + "}\n", encoding="utf-8")
     assert refusal(tmp_path / "train.jsonl", ["text"]).startswith(":2: not a JSON object: ")
+
+
+@pytest.mark.parametrize("value", ["1e5", "1.10", "9" * 5000, "NaN"])
+def test_numbers_in_json_stay_as_they_are_written(tmp_path, value):
+    (tmp_path / "train.jsonl").write_text('{"text": ' + value + "}\n", encoding="utf-8")
+    assert read(tmp_path / "train.jsonl", ["text"]) == [(1, {"text": value})]

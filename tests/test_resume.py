@@ -3,11 +3,14 @@
 import ctypes
 import itertools
 import json
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,41 @@ def test_a_training_whose_memory_is_too_small_continues_with_parts_of_batches_an
     assert tries == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)]
     assert "out of memory: once more from the last checkpoint" in capsys.readouterr().err
     assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+def test_memory_that_is_too_small_has_many_names(error):
+    assert resuming.out_of_memory(error) and not resuming.out_of_memory(RuntimeError("shapes do not match"))
+
+
+class Asked(TrainerCallback):
+    """Sends this process a signal twice, as where its whole group is asked and its parent dies of it."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+
+
+@pytest.mark.fault(8)
+def test_two_requests_at_once_are_one_and_saving_has_time_of_its_own(training, monkeypatch):
+    """Of the time for the step nothing is left when saving begins, and saving takes longer than that was."""
+    monkeypatch.setattr(resuming, "PATIENCE", 2.0)
+    found = training("sts")
+    expected = found.run()
+    write = resuming.Resumable.write
+
+    def slowly(trainer, folder, states):
+        time.sleep(2.5 if trainer.asked else 0)
+        write(trainer, folder, states)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(resuming.Resumable, "write", slowly)
+        found.fault(Asked())
+    assert found.checkpoints()[-1].name == "checkpoint-00000003"
+    assert found.run("killed") == expected
 
 
 def test_memory_that_is_too_small_for_the_parts_too_is_said_with_the_remedy(training, monkeypatch):

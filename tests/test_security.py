@@ -111,6 +111,18 @@ def test_a_link_out_of_a_data_set_is_refused(tmp_path, link):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_below_a_link_out_of_the_project_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "project/data").mkdir(parents=True)
+    (tmp_path / "outside/sts").mkdir(parents=True)
+    (tmp_path / "outside/sts/mine.txt").write_text("mine\n", encoding="utf-8")
+    (tmp_path / "project/data/prepared").symlink_to(tmp_path / "outside")
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(InputError, match=r"^data/prepared is a link that leads out of this folder, to .*/outside; "), (
+            command.whole(Path("data/prepared/sts"))):
+        pass
+    assert [path.name for path in (tmp_path / "outside/sts").iterdir()] == ["mine.txt"]
+
+
 # Secrets
 
 

@@ -79,6 +79,13 @@ def test_one_text_column_alone_makes_groups_too():
     assert {row["text"] for row in found["train"]} & {row["text"] for row in found["test"]} == set()
 
 
+def test_texts_that_decontamination_takes_for_one_stay_together():
+    pairs = [{"sentence1": f"Title {n}"} for n in range(20)] + [{"sentence1": f"TITLE  {n}"} for n in range(20)]
+    found = splitting.split_off({"train": pairs}, ["sentence1"], ["dev"], Split(dev=0.3, test=0.3, seed=1))
+    assert len(found["dev"]) == 12
+    assert len({row["sentence1"].casefold().split()[1] for row in found["dev"]}) == 6
+
+
 @pytest.mark.parametrize("seed, train, dev", [(42, 1000, 100), (0, 7, 1), (3, 1, 30)])
 def test_a_subset_is_what_datasets_draws(seed, train, dev):
     splits = {"train": rows(1200), "dev": rows(150), "test": rows(20)}

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
     TripletEvaluator,
 )
 
-from steps import embedding, tasks
+from steps import embedding, reading, tasks
 from steps.tasks import classes, sts, translation, triplet
 from tests.project import ROOT
 
@@ -56,10 +56,12 @@ def test_where_a_row_is_from_stays_with_it():
         "text": "oh", "source": "p. 3", "label": 0}
 
 
-@pytest.mark.parametrize("label, place", [("sad", 0), (" glad ", 1), ("1", 1), ("2", 2), ("0", 2)])
-def test_a_label_is_its_name_or_else_its_place(label, place):
-    """The third label is called 0, and a name goes before a place."""
-    assert classes.example({"text": "oh", "mood": label}, MOODS)["label"] == place
+@pytest.mark.parametrize("names, label, place", [
+    (["sad", "glad"], "sad", 0), (["sad", "glad"], " glad ", 1), (["sad", "glad"], "1", 1),
+    (["sad", "glad"], "2", None), (["1", "2", "3"], "1", 0), (["1", "2", "3"], "0", None),
+    (["sad", "glad", "0"], "0", 2), (["sad", "glad", "0"], "1", None)])
+def test_a_label_is_its_name_or_its_place_where_no_name_is_a_number(names, label, place):
+    assert reading.label(label, names) == place
 
 
 # Scores that equal the library's
@@ -128,6 +130,14 @@ def test_a_translation_is_right_where_nothing_else_is_nearer():
     assert translation.scores([english, german], NO_LABELS) == {
         "src2trg_accuracy": 0.5, "trg2src_accuracy": 1.0, "mean_accuracy": 0.75}
     assert translation.prediction([english, german], NO_LABELS).tolist() == [1.0, 0.5]
+
+
+def test_one_sentence_in_two_languages_has_two_right_translations():
+    """Rows 0 and 1 have the same English, in another batch by the last bits; each finds the other's as well."""
+    english = np.array([[1, 0], [1 - 1e-7, 1e-4], [0, 1]], np.float32)
+    others = np.array([[0.8, 0.1], [0.9, 0.05], [0, 1]], np.float32)
+    assert translation.scores([english, others], NO_LABELS)["mean_accuracy"] == 1.0
+    assert translation.scores([english, others[[2, 1, 0]]], NO_LABELS)["src2trg_accuracy"] == pytest.approx(2 / 3)
 
 
 def test_translations_are_found_alike_in_blocks(monkeypatch):

@@ -33,18 +33,21 @@ def history(selects_by: str, *evaluations: tuple) -> training.History:
     ([0.1, 0.7, 0.6, 0.5], None),               # what stands before training counts for nothing
     ([9.0, 0.7, 0.8, 0.6, 0.5], None),          # it rose once and fell again
     ([9.0, 0.7, 0.8, 0.6, 0.65], 4),
+    ([9.0, 0.6, 0.5, 0.58, 0.579], 3),          # and is still above its lowest at the end
     ([9.0, 0.5, 0.6, 0.7], 2),
     ([9.0, 0.5, 0.5, 0.5], None),
     ([9.0, 0.5], None),
     ([None, None, None], None),
 ])
-def test_a_model_overfits_from_where_devs_loss_only_rises(dev, epoch):
+def test_a_model_overfits_from_where_devs_loss_was_lowest(dev, epoch):
     rows = [(number, 1.0 / (1 + number), loss, 0.5) for number, loss in enumerate(dev)]
     assert history("f1_macro", *rows).overfits_from() == epoch
 
 
 def test_a_training_whose_loss_rises_with_devs_does_not_overfit():
     assert history("f1_macro", (1, 0.5, 0.5, 0.5), (2, 0.6, 0.6, 0.5)).overfits_from() is None
+    rows = [(1, 0.6, 0.6, 0.5), (2, 0.5, 0.5, 0.5), (3, 0.4, 0.58, 0.5), (4, 0.41, 0.62, 0.5)]
+    assert history("f1_macro", *rows).overfits_from() == 3      # though the training's rose a little at the end
 
 
 def test_part_of_an_epoch_is_named_as_such():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DistilBertConfig
+from transformers import DistilBertConfig, Qwen3Config
 
 from steps import batching, embedding, evaluate, params, prepare, recipes
 from steps import train as step
@@ -147,7 +147,7 @@ def test_the_encoder_of_the_lowest_loss_on_text_held_out_is_kept_where_it_select
     """With steps so large the loss goes up and down."""
     some = batching.load(data[name] / "dev.arrow")["sentence1_input_ids"][:]
     vectors = {}
-    trainer, history = build(name, epochs=8, metric="loss", learning_rate=0.03, patience=8, scheduler="constant",
+    trainer, history = build(name, epochs=8, metric="loss", learning_rate=0.01, patience=8, scheduler="constant",
                              warmup_ratio=0.0)
     history.log = lambda metrics, step: "dev_loss" in metrics and vectors.update(
         {step: embedding.embed(trainer.model, some, 64)})
@@ -194,13 +194,15 @@ def test_the_trained_encoder_pools_as_the_recipe_says(build, tmp_path):
         assert pooling in str(config)
 
 
-def test_an_encoder_without_a_decoder_is_refused_before_anything_is_written(asked, tiny_model, tmp_path):
-    folder = shutil.copytree(tiny_model, tmp_path / "distil")
-    DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64).save_pretrained(folder)
+@pytest.mark.parametrize("config", [DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64), Qwen3Config()],
+                         ids=["no decoder", "one that looks at no vector"])
+def test_an_encoder_without_a_decoder_is_refused_before_anything_is_written(asked, tiny_model, tmp_path, config):
+    folder = shutil.copytree(tiny_model, tmp_path / "other")
+    config.save_pretrained(folder)
     settings = asked["tsdae"].model_copy(update={"base_model": str(folder)})
-    with pytest.raises(InputError, match=r"distil is a distilbert encoder, for which there is no decoder"):
+    with pytest.raises(InputError, match=rf"other is a {config.model_type} encoder, for which there is no decoder"):
         prepare.prepare(recipes.get("tsdae"), settings, tmp_path / "data")
-    assert [path.name for path in tmp_path.iterdir()] == ["distil"]
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_model_without_a_masked_head_is_refused_before_anything_is_written(asked, tiny_model, tmp_path):

@@ -30,12 +30,16 @@ def collator(tokenizer, settings, seed: int):
 
 
 def check(base_model: Path) -> None:
-    """Raises InputError where the encoder's kind has no decoder class (DistilBERT, MPNet, ModernBERT)."""
-    from transformers import AutoConfig
+    """Raises InputError where the encoder's kind has no decoder class (DistilBERT, MPNet, ModernBERT), or one that
+    looks at no encoder's vector (Qwen, Llama)."""
+    import inspect
+
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
-    config = AutoConfig.from_pretrained(base_model, local_files_only=True)
-    if config.model_type not in DECODERS:
+    config = transformers.AutoConfig.from_pretrained(base_model, local_files_only=True)
+    name = DECODERS.get(config.model_type)
+    if name is None or "encoder_hidden_states" not in inspect.signature(getattr(transformers, name).forward).parameters:
         raise InputError(f"{base_model} is a {config.model_type} encoder, for which there is no decoder to rebuild "
                          "sentences with; choose a base_model of the kind bert, roberta, xlm-roberta or electra")
 

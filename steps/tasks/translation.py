@@ -19,6 +19,7 @@ TEXTS = ("english", "non_english")
 METRIC = "mean_accuracy"
 STATISTICS = {METRIC: statistics.mean}
 BLOCK = 1000        # rows of the similarity matrix held at once
+SAME = 1 - 1e-6     # cosine from which on two vectors are of one text: in another batch its last bits may differ
 
 
 class Columns(schema.Columns):
@@ -40,18 +41,21 @@ def example(row: Mapping[str, str], entry: Rows) -> dict:
 
 
 def matches(embeddings: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """[n] booleans each way: is the nearest by cosine the translation, or a text of the very same vector?"""
+    """[n] booleans each way: is the nearest by cosine the translation, or one of the same text?
+
+    That is a row with the same vector on either side: a text that stands there twice, or in two other languages.
+    """
     first, second = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in embeddings)
-    return _nearest(first, second), _nearest(second, first)
-
-
-def _nearest(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     found = []
-    for start in range(0, len(first), BLOCK):
-        similar = first[start:start + BLOCK] @ second.T
-        rows = np.arange(len(similar))
-        found.append(similar[rows, rows + start] >= similar.max(axis=1))
-    return np.concatenate(found)
+    for ours, theirs in ((first, second), (second, first)):
+        nearest = np.concatenate([(ours[start:start + BLOCK] @ theirs.T).argmax(axis=1)
+                                  for start in range(0, len(ours), BLOCK)])
+        found.append((nearest == np.arange(len(ours))) | _same(ours, ours[nearest]) | _same(theirs, theirs[nearest]))
+    return found[0], found[1]
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one * other).sum(axis=1) >= SAME
 
 
 def scores(embeddings: list[np.ndarray], labels: np.ndarray) -> dict[str, float]:
