@@ -125,9 +125,9 @@ class History(TrainerCallback):
         """The epoch after that with dev's lowest loss, where dev's ends above it and the training's not; else None."""
         rows = [row for row in self.epochs if row["step"] and None not in (row["dev_loss"], row["train_loss"])]
         lowest = min(rows, key=lambda row: row["dev_loss"], default=None)
-        if not rows or rows[-1]["dev_loss"] <= lowest["dev_loss"] or rows[-1]["train_loss"] > lowest["train_loss"]:
-            return None
-        return rows[rows.index(lowest) + 1]["epoch"]
+        if rows and rows[-1]["dev_loss"] > lowest["dev_loss"] and rows[-1]["train_loss"] <= lowest["train_loss"]:
+            return rows[rows.index(lowest) + 1]["epoch"]
+        return None
 
     def table(self) -> str:
         """The evaluations with their timings, as text."""

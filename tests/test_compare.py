@@ -86,10 +86,10 @@ def test_an_evaluation_that_a_later_version_of_the_same_run_replaced_is_not_show
 def test_other_test_rows_are_said(two, inside, evergreen):
     inside(two)
     found = tracking.client()
-    right = found.get_model_version("sts", "1").tags["test_sha256"]
-    found.set_model_version_tag("sts", "1", "test_sha256", "0" * 64)
+    right = found.get_model_version("sts", "1").tags["test_content_sha256"]
+    found.set_model_version_tag("sts", "1", "test_content_sha256", "0" * 64)
     said = evergreen("compare", "sts@1", "sts@2").out
-    found.set_model_version_tag("sts", "1", "test_sha256", right)
+    found.set_model_version_tag("sts", "1", "test_content_sha256", right)
     assert "the test rows differ: the scores below are not of the same test" in said
 
 

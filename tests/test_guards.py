@@ -22,7 +22,7 @@ from tests.project import digests
 from tests.small import changed
 from tests.test_cache import cached
 from tests.test_checkpoint import fill, flip, step_of
-from tests.test_preflight import weights as header_of
+from tests.test_room import weights as header_of
 
 pytestmark = pytest.mark.guard
 
