@@ -5,7 +5,6 @@ python -m steps.prepare RECIPE FOLDER
 
 import json
 import shutil
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -238,28 +237,29 @@ class Writer:
     def write_text(self, sentences: Iterator[dict], share: float, words: bool) -> None:
         """Numbers the sentences and writes them as train; of every 1 / share one is held out, until a chunk is full.
 
-        No text stands in both: later copies of what is held out go out of train, and what train had before stays there.
+        No text stands in both: in place of one that train has, the next new one is held out, and later copies go.
         """
-        every = round(1 / share) if share else 0
-        kept: dict[int, dict] = {}
-        trained, copies = array("q"), []        # of train, eight bytes a sentence
+        every, due = round(1 / share) if share else 0, 0
+        kept, trained, copies = {}, set(), []       # trained: as long as some are still to be held out
 
         def numbered() -> Iterator[dict]:
+            nonlocal due
             for number, row in enumerate(sentences):
-                key = hash(decontamination.normal(row["text"])) if every else 0
+                due += bool(every) and number % every == every - 1
+                key, more = hash(decontamination.normal(row["text"])) if every else 0, len(kept) < CHUNK
                 if key in kept:
                     copies.append(row["text"])
-                elif every and number % every == every - 1 and len(kept) < CHUNK:
+                elif due and more and key not in trained:
                     kept[key] = {**row, "row": -1 - number}
+                    due -= 1
                 else:
-                    trained.append(key)
+                    if more:
+                        trained.add(key)
                     yield {**row, "row": number}
 
         self.write("train", ["text"], numbered(), words)
         if every:
-            twice = [kept.pop(key) for key in set(trained) & set(kept)]
             self.found.shared("train", HELD_OUT, copies)
-            self.found.shared(HELD_OUT, "train", [row["text"] for row in twice])
             if not kept:
                 raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
                                  f"{share} that train does not have; give more text, or set prepare.held_out to 0 and "

@@ -213,6 +213,7 @@ def test_registering_what_was_never_made_names_the_stages_to_run(project):
 
 @pytest.mark.fault(21)
 def test_processes_that_open_a_fresh_store_at_once_make_its_schema_once(project):
+    shutil.rmtree(project / ".evergreen")
     code = ("import sys\n"
             "from mlflow.store.db import utils\n"
             "from steps import tracking\n"
