@@ -56,6 +56,10 @@ class History(TrainerCallback):
             self.trainer._tr_loss.fill_(self.running[0])
             self.trainer._globalstep_last_logged = self.running[1]
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.first:     # the evaluation before tells nothing of how long a step takes
+            self.began = time.monotonic()
+
     def on_step_end(self, args, state, control, **kwargs):
         self.place = (self.place[0], self.place[1] + 1)
         if self.evaluations > 1 and state.global_step in self.marks:

@@ -91,6 +91,19 @@ def test_the_table_has_a_dash_for_a_loss_that_nothing_was_held_out_for():
         "    1     1.25000           -                0.7500       1.0  kept"]
 
 
+def test_the_time_left_counts_steps_and_not_the_evaluation_before_them(monkeypatch, capsys):
+    """100 s pass before the first step, and 2 s in it; 9 are to come."""
+    clock = iter([0.0, 100.0, 102.0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(training, "HEARTBEAT", 0)
+    found, state = history("f1_macro"), SimpleNamespace(max_steps=10, global_step=0, epoch=0.5)
+    found.on_train_begin(SimpleNamespace(num_train_epochs=1), state, None)
+    found.on_step_begin(None, state, None)
+    state.global_step = 1
+    found.on_step_end(None, state, None)
+    assert capsys.readouterr().out == "training 1/10 steps (10%), 18 s left\n"
+
+
 # Arguments
 
 
