@@ -61,14 +61,10 @@ class Findings:
         return ", ".join(str(shutil.move(self.folder / name, place / name))
                          for name in LISTS if (self.folder / name).exists())
 
-    def shared(self, one: str, other: str, texts: Sequence[str]) -> None:
-        """Lists texts that were left out of one split because they stand in another."""
-        for text in texts:
-            self.list("overlaps.csv", ("split", "kind", "similarity", "train", "evaluation"),
-                      (other, "exact", "1.000", text, text))
-        if texts:
-            self.overlaps[f"{one}/{other}"] = {"dropped": len(texts), "distinct": len(set(texts)),
-                                               "examples": [shown(text) for text in texts[:5]]}
+    def overlap(self, split: str, kind: str, similarity: float, ours: str, theirs: str) -> None:
+        """Lists an example of train that an evaluation split has too, or nearly, in overlaps.csv."""
+        self.list("overlaps.csv", ("split", "kind", "similarity", "train", "evaluation"),
+                  (split, kind, f"{similarity:.3f}", ours, theirs))
 
     def settle(self, split: str) -> None:
         """Stops the run where more than the allowed share of a split's rows are bad."""

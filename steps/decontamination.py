@@ -47,7 +47,6 @@ class Evaluation:
 
         self.contract, self.found = contract, found
         self.exact: dict[Key, dict[str, tuple[str, ...]]] = {}      # the texts as they stand in each split
-        self.seen: dict[str, Counter[Key]] = {}
         self.rows: dict[str, Counter[tuple[Key, ...]]] = {}         # the keys of each row, or of each text of one
         self.letters: set[tuple[str, tuple[str, ...]]] = set()      # split and texts as they stand there
         self.near = MinHashLSH(contract.similarity - MARGIN, PERMUTATIONS)
@@ -56,14 +55,13 @@ class Evaluation:
 
     def add(self, split: str, rows: Iterable[Mapping], texts: Sequence[str], single: bool) -> None:
         """Takes in a split; `single` where train's examples are one text, so that each text counts for itself."""
-        self.seen[split], self.rows[split] = Counter(), Counter()
+        self.rows[split] = Counter()
         for row in rows:
             whole = tuple(row[t] for t in texts)
             self.letters |= {(split, (text,)) for text in whole} if single else {(split, whole)}
             own = tuple(dict.fromkeys(k for part in whole for k in keys([part])) if single else keys(whole))
             self.rows[split].update([(key,) for key in own] if single else [own])
             for key in own:
-                self.seen[split][key] += 1
                 new = key not in self.exact
                 self.exact.setdefault(key, {}).setdefault(split, whole)
                 if new:
@@ -73,11 +71,11 @@ class Evaluation:
     def without(self, rows: Iterable[dict], texts: Sequence[str]) -> Iterator[dict]:
         """The rows that evaluation does not hold; the others are dropped and listed in overlaps.csv."""
         tally = {split: {"rows": 0, "distinct": set(), "letter": set(), "near": 0, "examples": [], "near_examples": []}
-                 for split in self.seen}
+                 for split in self.rows}
         for row in rows:
             whole = tuple(row[t] for t in texts)
             own = dict.fromkeys([*keys(whole), *(key for text in whole for key in keys([text]))])
-            hit = {split: [key for key in own if split in self.exact.get(key, ())] for split in self.seen}
+            hit = {split: [key for key in own if split in self.exact.get(key, ())] for split in self.rows}
             if any(hit.values()):
                 for split, shared in hit.items():
                     if shared:
@@ -87,7 +85,7 @@ class Evaluation:
             if close:
                 similarity, key = close
                 for split, theirs in self.exact[key].items():
-                    self._listed(split, "near", similarity, whole, theirs)
+                    self.found.overlap(split, "near", similarity, _text(whole), _text(theirs))
                     tally[split]["near"] += 1
                     if len(tally[split]["near_examples"]) < EXAMPLES:
                         tally[split]["near_examples"].append([_text(whole), _text(theirs), round(similarity, 3)])
@@ -98,17 +96,13 @@ class Evaluation:
 
     def _exact(self, tally: dict, split: str, shared: list[Key], whole: tuple[str, ...]) -> None:
         theirs = self.exact[shared[0]][split]
-        self._listed(split, "exact", 1.0, whole, theirs)
+        self.found.overlap(split, "exact", 1.0, _text(whole), _text(theirs))
         tally["rows"] += 1
         tally["distinct"].update(shared)
         if (split, whole) in self.letters:
             tally["letter"].add(whole)
         if len(tally["examples"]) < EXAMPLES:
             tally["examples"].append(_text(whole))
-
-    def _listed(self, split: str, kind: str, similarity: float, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-        self.found.list("overlaps.csv", ("split", "kind", "similarity", "train", "evaluation"),
-                        (split, kind, f"{similarity:.3f}", _text(ours), _text(theirs)))
 
     def _closest(self, own: Iterable[Key]) -> tuple[float, Key] | None:
         """The example of evaluation most alike, and how much, where it is at least as alike as asked."""
@@ -141,8 +135,8 @@ class Evaluation:
                     f"{share:.1%} of {split} stands in train too, such as {shown(counts['examples'][0])!r}; more than "
                     f"the allowed {self.contract.leaked:.1%} (contract.leaked): the splits were not made apart; make "
                     "them anew, or allow more, and those rows of train are dropped")
-        for one, other in combinations(self.seen, 2):
-            if shared := [key for key in self.seen[one] if key in self.seen[other]]:
+        for one, other in combinations(self.rows, 2):
+            if shared := [key for key, where in self.exact.items() if one in where and other in where]:
                 self.found.overlaps[f"{one}/{other}"] = {
                     "distinct": len(shared), "examples": [_text(self.exact[k][one]) for k in shared[:EXAMPLES]]}
 

@@ -5,6 +5,7 @@ python -m steps.prepare RECIPE FOLDER
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -240,7 +241,7 @@ class Writer:
         No text stands in both: in place of one that train has, the next new one is held out, and later copies go.
         """
         every, due = round(1 / share) if share else 0, 0
-        kept, trained, copies = {}, set(), []       # trained: as long as some are still to be held out
+        kept, trained, copies = {}, set(), Counter()
 
         def numbered() -> Iterator[dict]:
             nonlocal due
@@ -248,7 +249,8 @@ class Writer:
                 due += bool(every) and number % every == every - 1
                 key, more = hash(decontamination.normal(row["text"])) if every else 0, len(kept) < CHUNK
                 if key in kept:
-                    copies.append(row["text"])
+                    self.found.overlap(HELD_OUT, "exact", 1.0, row["text"], kept[key]["text"])
+                    copies[kept[key]["text"]] += 1
                 elif due and more and key not in trained:
                     kept[key] = {**row, "row": -1 - number}
                     due -= 1
@@ -259,11 +261,11 @@ class Writer:
 
         self.write("train", ["text"], numbered(), words)
         if every:
-            self.found.shared("train", HELD_OUT, copies)
+            self.found.overlaps[f"train/{HELD_OUT}"] = {
+                "dropped": copies.total(), "distinct": len(copies), "examples": [*copies][:decontamination.EXAMPLES]}
             if not kept:
                 raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
-                                 f"{share} that train does not have; give more text, or set prepare.held_out to 0 and "
-                                 "select by another metric than the loss")
+                                 f"{share}; give more text, or set prepare.held_out to 0 and select by another metric")
             self.write(HELD_OUT, ["text"], kept.values(), words)
 
     def write_noised(self, noise) -> None:
@@ -273,8 +275,7 @@ class Writer:
         from steps import batching
 
         if noise.kind == "mask" and self.tokenizer.mask_token_id is None:
-            raise InputError(f"{self.base_model}: its tokenizer has no mask token; choose another "
-                             "prepare.noise.kind, or another base_model")
+            raise InputError(f"{self.base_model}: its tokenizer has no mask token; choose another prepare.noise.kind")
         rows = batching.load(self.folder / "train.arrow")
         rows = rows.select(range(min(NOISED, len(rows))))
         collator = batching.NoiseCollator(self.tokenizer, noise.kind, noise.ratio, seed=0)

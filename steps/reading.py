@@ -78,31 +78,31 @@ def _separated(path: Path, columns, header, delimiter: str) -> Iterator[tuple[in
         _check_columns(path, names, columns)
         line = reader.line_num
         raw.clear()
-        between = _between(names, delimiter)
+        before = names
         for fields in reader:
             line, start, lines = reader.line_num, line + 1, raw.copy()
             raw.clear()
             if not fields:
                 continue
             if len(lines) > 1 and len(names) > 1 and all(
-                    len(re.findall(between, each)) >= len(names) - 1 for each in lines):
+                    _separators(each, delimiter, before) >= len(names) - 1 for each in lines):
                 raise InputError(f"{path}:{start}: a quote joins lines {start} to {line} to one row, and each of them "
                                  "looks like a row; a text with quotes in it is quoted, its quotes doubled")
             if len(fields) != len(names):
                 raise InputError(f"{path}:{start}: {len(fields)} fields where the header has {len(names)}; "
                                  "quote a text that holds the separator")
             if len(lines) == 1:
-                between = _between(fields, delimiter)
+                before = fields
             yield start, dict(zip(names, fields, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}:{line + 1}: {error}; a text with quotes in it is quoted, its quotes doubled, "
                          "and every quote is closed") from None
 
 
-def _between(fields: list[str], delimiter: str) -> str:
-    """The pattern of what separates fields as it does these: in prose a blank follows, if not in all of the file."""
-    spaced = all(field.startswith(" ") for field in fields[1:])
-    return delimiter if spaced else f"{delimiter}(?! )"
+def _separators(line: str, delimiter: str, before: list[str]) -> int:
+    """How many of the delimiters in a line separate fields: in prose a blank follows, if not in the row before too."""
+    spaced = all(field.startswith(" ") for field in before[1:])
+    return len(re.findall(delimiter if spaced else f"{delimiter}(?! )", line))
 
 
 def _json_lines(path: Path, columns) -> Iterator[tuple[int, Mapping]]:

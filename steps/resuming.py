@@ -40,7 +40,7 @@ class Resumable:
     batches = None          # the LengthGroupedBatches of training
     parts = 1
     by_rows = True          # whether a batch may be cut into parts; else the loss computes them
-    asked = False           # to stop
+    asked = 0.0             # when, to stop; 0 where not
     agreed = (False, False)     # of several ranks, as of the last step: to stop, to leave a checkpoint
 
     def run(self, checkpoint: Path | None) -> None:
@@ -180,14 +180,11 @@ class Resumable:
             yield
             return
 
-        began = 0.0
-
         def stop(number, frame):
-            nonlocal began
-            if self.asked and (number == signal.SIGALRM or time.monotonic() - began > AT_ONCE):
+            if self.asked and (number == signal.SIGALRM or time.monotonic() - self.asked > AT_ONCE):
                 raise KeyboardInterrupt
             if not self.asked:
-                self.asked, began = True, time.monotonic()
+                self.asked = time.monotonic()
                 signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}

@@ -30,14 +30,12 @@ class Source(Strict):
     @model_validator(mode="after")
     def _keeps_no_secret(self):
         """An InputError: unlike another's, its line does not repeat the value."""
-        if self.url and "@" in (place := urlsplit(self.url).netloc):
-            raise InputError(f"a url at {place.rpartition('@')[2]} has a user or password, which source.json and the "
-                             "versions' tags would show: take it out, or fetch the files yourself and name their "
-                             "folder under local")
-        if self.url and (named := SECRET.search(urlsplit(self.url).query)):
-            raise InputError(f"a url at {urlsplit(self.url).netloc} has {named[1]!r} in its query, which source.json "
-                             "and the versions' tags would show: take it out, or fetch the files yourself and name "
-                             "their folder under local")
+        parts = urlsplit(self.url or "")
+        user, _, place = parts.netloc.rpartition("@")
+        if user or (named := SECRET.search(parts.query)):
+            raise InputError(f"a url at {place} has {'a user or password' if user else f'{named[1]!r} in its query'}, "
+                             "which source.json and the versions' tags would show: take it out, or fetch the files "
+                             "yourself and name their folder under local")
         return self
 
     @model_validator(mode="after")
