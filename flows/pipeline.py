@@ -26,7 +26,7 @@ from flows import (
     waiting,
 )
 from flows.stages import run_stage, set_slots, turn
-from steps import attempts, history, params, register, tracking, verdicts
+from steps import attempts, command, history, params, register, tracking, verdicts
 from steps.schema import InputError
 
 
@@ -196,7 +196,9 @@ def retrained(recipes: list[str], approve: str | None, decide: bool) -> dict | S
                 return future.state
         return {"stages": {name: future.result() for name, future in stages.items()},
                 "versions": {recipe: future.result() for recipe, future in versions.items()}}
-    except BaseException:     # Prefect waits for the threads of its tasks, and they for their stages
+    except BaseException as error:      # Prefect waits for the threads of its tasks, and they for their stages
+        if not isinstance(error, Exception) and not server.on_a_server():
+            command.end_within(processes.END, 130)      # for minutes, where its temporary server was ended with us
         processes.stop()
         raise
 

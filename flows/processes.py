@@ -16,6 +16,7 @@ CLONE = Path(".evergreen/run")      # the lock of whoever works in this folder
 # How the stages are asked to end, and the seconds until they are asked harder: more than PATIENCE and SAVING of a
 # training, and less in all than the 30 after which Prefect kills a cancelled run.
 ASKED = ((signal.SIGINT, 23.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
+END = 26.0          # seconds in which a run that was asked to end is gone, whoever it then still waits for
 CHATTER = ("Updating lock file", "Generating lock file", "To track the changes", "\tgit add", "To enable auto",
            "\tdvc config", "Use `dvc push`", "Running stage", "Stage '", "> ", "Data and pipelines are up to date")
 # The process that runs DVC ends with ours even by kill -9, and gives its locks back as it does; a step ends with it.

@@ -102,12 +102,17 @@ def run(body: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = status(body, sys.argv[1:])
     finally:
         gc.freeze()
-        threading.Thread(target=_end_late, args=(code,), daemon=True).start()
+        end_within(ENDING, code)
     sys.exit(code)
 
 
-def _end_late(code: int) -> None:
-    time.sleep(ENDING)
+def end_within(seconds: float, code: int) -> None:
+    """Lets this process end with that status after so many seconds, whatever it then waits for."""
+    threading.Thread(target=_end_late, args=(seconds, code), daemon=True).start()
+
+
+def _end_late(seconds: float, code: int) -> None:
+    time.sleep(seconds)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):     # nobody reads it, or it is closed
             stream.flush()

@@ -103,6 +103,20 @@ def test_ctrl_c_ends_every_process_and_the_next_run_continues(copy):
     assert models(copy) == ["base", "sts"]
 
 
+@pytest.mark.fault(8)
+def test_sigterm_to_every_process_at_once_leaves_a_checkpoint_and_no_process(copy):
+    """As a service manager stops a unit: the step, DVC above it, Prefect's own server and the run itself."""
+    train_for_hours(copy)
+    copy.edit("checkpoint_seconds", 600)
+    with running(copy) as process:
+        until(lambda: "| training " in said(copy) or process.poll() is not None, 120)
+        for each in processes(copy):
+            each.send_signal(signal.SIGTERM)
+        assert process.wait(GONE) == 130
+        until(lambda: not processes(copy), 5)
+    assert len(list((copy / ".evergreen/checkpoints/sts").glob("*/*/manifest.json"))) == 1
+
+
 @pytest.mark.fault(9)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
