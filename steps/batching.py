@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from steps import noise
+from steps.progress import Progress
 
 IDS = "_input_ids"
 WORDS = "_word_starts"      # where each word begins among the token ids, and where the last ends
@@ -44,6 +45,18 @@ def pad(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
         ids[row, :len(text)] = torch.as_tensor(text)
         mask[row, :len(text)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def longest_first(texts: Sequence[Sequence[int]], batch_size: int, pad_id: int,
+                  device) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """Token ids of n texts -> batches, as their places among them and their tensors, so that padding is small."""
+    sizes = np.array([len(text) for text in texts])
+    order = np.argsort(-sizes, kind="stable")
+    done, progress = np.cumsum(sizes[order]) / sizes.sum(), Progress("encoding", len(texts), "texts")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        yield chosen, {k: v.to(device) for k, v in pad([texts[i] for i in chosen], pad_id).items()}
+        progress.at(start + len(chosen), done[start + len(chosen) - 1])
 
 
 def labels(dataset) -> np.ndarray:

@@ -63,14 +63,11 @@ def other_labels(model: PreTrainedModel, settings: schema.Recipe) -> str:
 
 def classify(model: PreTrainedModel, texts: list[list[int]], batch_size: int) -> np.ndarray:
     """Token ids of n texts -> [n, classes] float32 logits, computed longest first so that padding is small."""
-    order = np.argsort([-len(t) for t in texts], kind="stable")
     logits = np.empty((len(texts), model.config.num_labels), np.float32)
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start:start + batch_size]
-            features = batching.pad([texts[i] for i in chosen], model.tokenizer.pad_token_id)
-            logits[chosen] = model(**{k: v.to(model.device) for k, v in features.items()}).logits.float().cpu().numpy()
+        for chosen, features in batching.longest_first(texts, batch_size, model.tokenizer.pad_token_id, model.device):
+            logits[chosen] = model(**features).logits.float().cpu().numpy()
     return logits
 
 
@@ -155,6 +152,7 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     chosen = settings.train
     train_set, dev_set = batching.load(data / "train.arrow"), batching.load(data / "dev.arrow")
     model = load(base_model, settings, new_head=True)
+    training.set_dropout(chosen.dropout, model)
     history = training.History(chosen.metric, recipe.METRIC, chosen.evaluations, chosen.patience, log)
     weights = None
     if chosen.class_weights == "balanced":

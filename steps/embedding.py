@@ -58,14 +58,10 @@ def pool(model: SentenceTransformer, pooling: str | None) -> None:
 
 def embed(model: SentenceTransformer, texts: list[list[int]], batch_size: int) -> np.ndarray:
     """Token ids of n texts -> [n, dim] float32, computed longest first so that padding is small."""
-    order = np.argsort([-len(t) for t in texts], kind="stable")
     vectors = None
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start:start + batch_size]
-            features = batching.pad([texts[i] for i in chosen], model.tokenizer.pad_token_id)
-            features = {k: v.to(model.device) for k, v in features.items()}
+        for chosen, features in batching.longest_first(texts, batch_size, model.tokenizer.pad_token_id, model.device):
             found = model(features)["sentence_embedding"].float().cpu().numpy()
             if vectors is None:
                 vectors = np.empty((len(texts), found.shape[1]), np.float32)
@@ -209,12 +205,14 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
         batching.Collator(model.tokenizer.pad_token_id))
     no_duplicates = getattr(chosen, "no_duplicates", False)
     smaller = recipe.in_parts(chosen, parts) if parts > 1 and hasattr(recipe, "in_parts") else None
+    loss = recipe.loss(model, smaller or chosen, train_set)
+    training.set_dropout(chosen.dropout, model, loss)
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
         counted=getattr(recipe, "counted", None), least=least,
         model=model, train_dataset=train_set, eval_dataset=unseen,
-        loss=recipe.loss(model, smaller or chosen, train_set),
+        loss=loss,
         args=SentenceTransformerTrainingArguments(**training.arguments(chosen, seed, len(train_set), scratch)),
         evaluator=DevScores(recipe.TASK, dev_set, chosen.eval_batch_size, history.metric, least),
         data_collator=collator)

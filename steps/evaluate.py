@@ -25,13 +25,18 @@ def main(arguments: Sequence[str]) -> None:
     alone = arguments[0] == "--reference"
     if alone:
         _, name, folder = arguments
-        recipe, model = project.references[name].recipe, project.references[name].model
-        data = f"data/prepared/{recipe}"
+        reference = project.references[name]
+        recipe, model, data = reference.recipe, reference.model, f"data/prepared/{reference.recipe}"
+        settings = project.recipe(recipe)
+        if settings.kind == "embedding":
+            train = settings.train.model_copy(update={"pooling": reference.pooling})
+            settings = settings.model_copy(update={"train": train})
     else:
         recipe, data, model, folder = arguments
+        settings = project.recipe(recipe)
         if checkpoint.DRIVEN in os.environ:     # then DVC has what was trained
             shutil.rmtree(checkpoint.PLACE / recipe, ignore_errors=True)
-    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone)
+    evaluate(recipe, settings, project, Path(data), Path(model), Path(folder), alone)
 
 
 def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, model: Path, folder: Path,

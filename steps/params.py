@@ -70,14 +70,16 @@ class Project(Strict):
             wanted += [(f"recipes.{name}.dataset", recipe.dataset, raw | taught),
                        (f"recipes.{name}.suite", recipe.suite, raw | taught),
                        (f"recipes.{name}.base_model", recipe.base_model, (base | trained) - {f"models/{name}"})]
-        if other := [n for n, r in self.references.items() if getattr(self.recipes.get(r.recipe), "kind", "") not in
-                     ("", "embedding")]:
-            raise InputError(f"references.{other[0]}: {self.references[other[0]].recipe} trains a classifier, and only "
-                             "encoders can be compared as they are; remove the entry")
         for key, value, known in wanted:
             if value not in known:
                 choices = ", ".join(sorted(known)) or "none is declared"
                 raise InputError(f"{key} = {value!r}: no such stage; known: {choices}")
+        for name, entry in self.references.items():
+            judged, other = self.recipes[entry.recipe], self.recipes.get(Path(entry.model).name)
+            if judged.kind == "classification" and entry.model in trained and (
+                    other.kind != judged.kind or other.prepare.labels != judged.prepare.labels):
+                raise InputError(f"references.{name}.model = {entry.model!r} has not the classes of {entry.recipe}, "
+                                 f"{', '.join(judged.prepare.labels)}; name a classifier that has")
         return self
 
     def sources(self, what: str) -> dict:

@@ -109,6 +109,9 @@ class Contract(Strict):
     similarity: Annotated[float, Field(ge=0.5, le=1.0)]
 
 
+Pooling = Literal["mean", "cls", "max"]
+
+
 class Train(Strict):
     """What every training has: patience is in evaluations, length_grouping in batches.
 
@@ -117,8 +120,12 @@ class Train(Strict):
 
     gradient_accumulation adds up the gradients of so many batches before a step. It makes no batch larger to a
     contrastive loss: an anchor still sees the negatives of its own batch alone.
+
+    dropout is the share of activations set to 0 in training (Srivastava et al. 2014,
+    https://jmlr.org/papers/v15/srivastava14a.html); the base model's own where it is null.
     """
 
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     epochs: Positive
     processes: Positive                             # on each node, one GPU each where there are any
     nodes: Positive
@@ -150,7 +157,7 @@ class Train(Strict):
 class EmbeddingTrain(Train):
     """pooling is how the words' vectors become one; that of the base model, else mean, where it is null."""
 
-    pooling: Literal["mean", "cls", "max"] | None
+    pooling: Pooling | None
 
 
 class ClassificationTrain(Train):
@@ -283,7 +290,11 @@ class Unlabelled(Recipe):
 
 
 class Reference(Strict):
-    """Another model that is scored on a recipe's held-out data, for its table."""
+    """Another model that is scored on a recipe's held-out data, for its table.
+
+    pooling is that of an encoder which brings none of its own, mean where it is null.
+    """
 
     recipe: Name
     model: InsidePath
+    pooling: Pooling | None = None

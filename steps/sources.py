@@ -1,12 +1,12 @@
 """The entries of params.yaml that say where data sets and base models come from, as strict types."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Columns, Commit, InputError, InsidePath, Name, Positive, Sha256, SplitName, Strict
+from steps.schema import Columns, Commit, InputError, InsidePath, Name, Pooling, Positive, Sha256, SplitName, Strict
 
 # What of a url's query only its user may know.
 SECRET = re.compile(r"(?:^|&)([^=&]*(?:token|secret|signature|password|credential|auth|key|sig))=", re.IGNORECASE)
@@ -132,11 +132,15 @@ class ParallelColumns(Columns):
 
 
 class Teacher(Strict):
-    """A parallel data set whose English side a teacher embeds; the result is the data set data/taught/NAME."""
+    """A parallel data set whose English side a teacher embeds; the result is the data set data/taught/NAME.
+
+    dimensions are those of the student, where the teacher has others.
+    """
 
     dataset: InsidePath
     model: InsidePath
     columns: ParallelColumns
     max_length: Annotated[int, Field(ge=8)]         # tokens
-    pooling: Literal["mean", "cls", "max"]          # for a teacher that brings none of its own
+    pooling: Pooling                                # for a teacher that brings none of its own
     batch_size: Positive
+    dimensions: Positive | None = None

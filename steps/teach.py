@@ -5,8 +5,10 @@ python -m steps.teach NAME FOLDER
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from steps import command, contract, params, provenance, reading, vocabulary
 from steps.schema import InputError
@@ -27,7 +29,10 @@ def teach(settings: Teacher, folder: Path) -> None:
     """Writes each split of the data set as Parquet with english, non_english, vector and, where one is named, source.
 
     What has no English stays as it is. An English sentence that stands there often is embedded once. Rows keep their
-    places, bad ones too, which are for the contract of the recipe to judge. All or nothing.
+    places, bad ones too, which are for the contract of the recipe to judge. Vectors of more dimensions than asked for
+    are projected on the first principal components of train's, as the library's examples of distillation do
+    (https://www.sbert.net/examples/sentence_transformer/training/distillation/README.html); to those of fewer, zeros
+    are added, which change no distance. All or nothing.
     """
     from steps import embedding
 
@@ -35,12 +40,17 @@ def teach(settings: Teacher, folder: Path) -> None:
     vocabulary.check_length(f"teachers.{folder.name}.max_length", settings.max_length, teacher)
     vocabulary.check(teacher, vocabulary.tokenizer(teacher))
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
+    found, project = reading.splits(dataset), None
     with command.whole(folder) as partial:
-        for split, files in reading.splits(dataset).items():
+        for split in sorted(found, key=lambda split: split != "train"):
+            files = found[split]
             if split in ("train", "dev", "test"):
                 columns = pairs(settings, files)
                 distinct = list(dict.fromkeys(columns["english"]))
                 vectors, = embedding.outputs(model, [distinct], settings.batch_size)
+                if settings.dimensions:
+                    project = project or projection(vectors, settings.dimensions, split, folder.name)
+                    vectors = project(vectors)
                 write(partial / f"{split}.parquet", columns, vectors, distinct)
                 print(f"{split}: {len(columns['english'])} pairs, {len(distinct)} distinct English sentences embedded",
                       flush=True)
@@ -51,6 +61,23 @@ def teach(settings: Teacher, folder: Path) -> None:
         weights = provenance.sha256(teacher / "model.safetensors")
         source["teacher"] = {"model": settings.model, "weights_sha256": weights}
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+
+
+def projection(vectors: np.ndarray, dimensions: int, split: str, name: str) -> Callable:
+    """What makes vectors [n, dim] such of other dimensions, so that as much as can be of train's stays."""
+    from sklearn.decomposition import PCA
+
+    count, own = vectors.shape
+    if dimensions >= own:
+        return lambda vectors: np.pad(vectors, ((0, 0), (0, dimensions - own)))
+    if split != "train" or count < dimensions:
+        raise InputError(f"teachers.{name}.dimensions = {dimensions}: that needs as many distinct English sentences of "
+                         f"train, and there are {count if split == 'train' else 0}; give more, or choose a teacher of "
+                         "the student's dimensions")
+    fitted = PCA(dimensions, svd_solver="covariance_eigh").fit(vectors)
+    print(f"{own} dimensions of the teacher become {dimensions}, with {fitted.explained_variance_ratio_.sum():.1%} of "
+          "the variance of train", flush=True)
+    return lambda vectors: (vectors @ fitted.components_.T).astype(np.float32)
 
 
 def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:

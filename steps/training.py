@@ -9,8 +9,8 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from steps import ranks, schema
+from steps.progress import Progress
 
-HEARTBEAT = 5.0     # seconds between lines of progress
 LOWER_IS_BETTER = ("loss",)
 Log = Callable[[dict[str, float], int], None]
 
@@ -47,8 +47,8 @@ class History(TrainerCallback):
             self.log_evaluation(row)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.began = self.epoch_began = self.printed = time.monotonic()
-        self.first = state.global_step
+        self.epoch_began = time.monotonic()
+        self.first, self.progress = state.global_step, Progress("training", state.max_steps, "steps")
         parts = round(args.num_train_epochs) * self.evaluations
         self.marks = {round(state.max_steps * part / parts) for part in range(1, parts + 1)}
         if self.first:
@@ -58,7 +58,7 @@ class History(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.first:     # the evaluation before tells nothing of how long a step takes
-            self.began = time.monotonic()
+            self.progress.start(self.first)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.place = (self.place[0], self.place[1] + 1)
@@ -66,12 +66,8 @@ class History(TrainerCallback):
             control.should_evaluate = True
         if not state.epoch.is_integer():        # the end of an epoch has its evaluation first
             self.save_if_due(control)
-        now = time.monotonic()
-        if now - self.printed >= HEARTBEAT:
-            self.printed = now
-            left = (now - self.began) / (state.global_step - self.first) * (state.max_steps - state.global_step)
-            say(f"training {state.global_step}/{state.max_steps} steps ({state.global_step / state.max_steps:.0%}), "
-                f"{left:.0f} s left")
+        if ranks.first():
+            self.progress.at(state.global_step)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.place = (self.place[0] + 1, 0)
@@ -198,6 +194,14 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
         "dataloader_pin_memory": torch.cuda.is_available(),
         "dataloader_drop_last": ranks.world() > 1,      # else the library warns; our batches are never dropped
     }
+
+
+def set_dropout(share: float | None, *modules: torch.nn.Module) -> None:
+    """Gives all their layers of dropout this share, where one is named; what is saved of a model holds no trace."""
+    for module in modules if share is not None else ():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = share
 
 
 def follow(trainer: Trainer, history: History) -> None:

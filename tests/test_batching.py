@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from steps import batching, prepare
+from steps import batching, writing
 from steps.batching import LengthGroupedBatches
 from tests.conftest import findings
 from tests.project import sample
@@ -25,7 +25,7 @@ def pairs(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("pairs")
     rows = ({"sentence1": one, "sentence2": other, "label": float(score) / 5}
             for one, other, score in sample("train", 500)[1:])
-    prepare.Writer(tiny_model, 128, folder, findings(folder)).write("train", TEXTS, rows)
+    writing.Writer(tiny_model, 128, folder, findings(folder)).write("train", TEXTS, rows)
     return folder / "train.arrow"
 
 
@@ -38,7 +38,7 @@ def prepared(pairs):
 def plain(tmp_path_factory, tiny_model):
     """Plain text with the starts of its words, 36 rows of train and 4 held out."""
     folder = tmp_path_factory.mktemp("plain")
-    writer = prepare.Writer(tiny_model, 32, folder, findings(folder))
+    writer = writing.Writer(tiny_model, 32, folder, findings(folder))
     writer.write_text(({"text": row[0]} for row in sample("train", 40)[1:]), 0.1, words=True)
     return {split: list(batching.load(folder / f"{split}.arrow")) for split in ("train", "held_out")}
 
@@ -200,7 +200,7 @@ def test_a_triplet_that_names_one_text_twice_still_finds_a_batch():
 
 def test_equal_texts_have_equal_keys_in_whatever_column_and_case(tmp_path, tiny_model):
     rows = [{"anchor": "Water drips", "positive": "it leaks"}, {"anchor": "It leaks ", "positive": "a new one"}]
-    prepare.Writer(tiny_model, 32, tmp_path, findings(tmp_path)).write("train", ("anchor", "positive"), rows)
+    writing.Writer(tiny_model, 32, tmp_path, findings(tmp_path)).write("train", ("anchor", "positive"), rows)
     assert batching.keys(tmp_path / "train.arrow", ("anchor", "positive")).tolist() == [[0, 1], [1, 2]]
 
 

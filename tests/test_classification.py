@@ -258,6 +258,16 @@ def evaluated(tmp_path_factory, asked, data, trained) -> Path:
     return folder
 
 
+def test_a_reference_is_the_classifier_alone(evaluated, asked, data, trained, tmp_path):
+    """It has the model's own scores as before, and nothing of a majority or a gain."""
+    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1})
+    evaluate.evaluate("emotion", asked, project, data, trained, tmp_path / "out", alone=True)
+    found, whole = (json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+                    for folder in (tmp_path / "out", evaluated))
+    assert found["model"] == whole["model"] and "base" not in found
+    assert found["f1_macro"] == {key: value for key, value in whole["f1_macro"].items() if key.startswith("model")}
+
+
 def test_the_base_of_a_classifier_says_what_most_rows_of_train_are(evaluated):
     """Of 36 rows of test 9 are calm, as most of train's are: accuracy 1/4; F1 of calm 2 * 9 / (9 + 36), of others 0."""
     base = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))["base"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from steps import batching, embedding, params, prepare, training
+from steps import batching, embedding, params, prepare, progress
 from steps import train as step
 from steps.provenance import digest, sha256
 from steps.recipes import sts
@@ -262,7 +262,7 @@ def test_a_folder_without_safetensors_is_refused(tiny_model, tmp_path):
 
 
 def test_progress_is_printed_with_the_time_left(train, monkeypatch, capsys):
-    monkeypatch.setattr(training, "HEARTBEAT", 0)
+    monkeypatch.setattr(progress, "HEARTBEAT", 0)
     train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training ")]
     assert [line.partition(",")[0] for line in lines] == [

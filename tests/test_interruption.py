@@ -121,10 +121,10 @@ def test_sigterm_to_every_process_at_once_leaves_a_checkpoint_and_no_process(cop
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 def test_no_step_outlives_a_killed_run_and_the_next_run_works(copy):
     """No line of progress in all that time: a step whose reader is gone would end at its next line anyway."""
-    changed = {path: (copy / path).read_bytes() for path in ("params.yaml", "steps/training.py")}
-    silent = changed["steps/training.py"].replace(b"HEARTBEAT = 5.0", b"HEARTBEAT = 600.0")
-    assert silent != changed["steps/training.py"]
-    (copy / "steps/training.py").write_bytes(silent)
+    changed = {path: (copy / path).read_bytes() for path in ("params.yaml", "steps/progress.py")}
+    silent = changed["steps/progress.py"].replace(b"HEARTBEAT = 5.0", b"HEARTBEAT = 600.0")
+    assert silent != changed["steps/progress.py"]
+    (copy / "steps/progress.py").write_bytes(silent)
     train_for_hours(copy)
     with running(copy) as process:
         wait_for_training(copy, process)

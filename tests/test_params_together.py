@@ -86,6 +86,13 @@ def test_a_reference_to_what_is_not_there_is_named(tmp_path, change, said):
     assert refusal(path).startswith(f"{path}: {said}")
 
 
+@pytest.mark.parametrize("model", ["models/nli", "models/emotion"])
+def test_a_classifier_is_compared_with_classifiers_of_its_labels_alone(tmp_path, model):
+    path = edited(tmp_path, "references", {"old": {"recipe": "cola", "model": model}})
+    assert refusal(path) == (f"{path}: references.old.model = {model!r} has not the classes of cola, unacceptable, "
+                             "acceptable; name a classifier that has")
+
+
 def test_a_recipe_can_start_from_anothers_model_and_a_teacher_be_one(tmp_path):
     edited(tmp_path, "recipes/sts/base_model", "models/mlm")
     assert params.load(tmp_path / "params.yaml").recipe("sts").base_model == "models/mlm"

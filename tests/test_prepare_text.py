@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from steps import params, prepare, recipes, sentences
+from steps import params, prepare, recipes, sentences, writing
 from steps.schema import InputError, Recipe
 from tests.conftest import LENIENT
 from tests.project import ROOT, sample, write_rows
@@ -171,7 +171,7 @@ def test_lines_of_a_plain_text_file_are_documents(place):
 @pytest.mark.parametrize("word_ids, starts", [([None, 0, 0, 1, None], [1, 3, 4]), ([None, 0, None], [1, 2]),
                                               ([0, 1, 1], [0, 1, 3]), ([None, None], [])])
 def test_words_start_where_their_first_token_stands(word_ids, starts):
-    assert prepare.word_starts(word_ids) == starts
+    assert writing.word_starts(word_ids) == starts
 
 
 @pytest.mark.parametrize("max_length", [8, 64])

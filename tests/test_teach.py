@@ -85,6 +85,40 @@ def test_vectors_are_float32_of_one_length(place):
         "fixed_size_list<element: float>[32]")
 
 
+def test_fewer_dimensions_are_the_principal_components_of_train(place, capsys):
+    """By hand: the eigenvectors of the covariance of train's distinct sentences, up to their signs."""
+    write_rows(place / "raw/dev.csv", [HEADER, *PAIRS])
+    write_rows(place / "raw/train.csv", [HEADER, *([f"{a} {n}", b] for n in range(4) for a, b in PAIRS)])
+    for folder, dimensions in (("whole", None), ("less", 3)):
+        teach.teach(asked(dimensions=dimensions), Path(folder))
+    vectors = {(folder, split): np.array(pq.read_table(f"{folder}/{split}.parquet")["vector"].to_pylist(), np.float32)
+               for folder in ("whole", "less") for split in ("train", "dev")}
+    distinct = np.unique(vectors["whole", "train"], axis=0)
+    values, directions = np.linalg.eigh(np.cov(distinct.T))
+    for split in ("train", "dev"):
+        theirs = vectors["whole", split] @ directions[:, ::-1][:, :3]
+        assert np.abs(vectors["less", split]) == pytest.approx(np.abs(theirs), abs=1e-4)
+    said = f"32 dimensions of the teacher become 3, with {values[::-1][:3].sum() / values.sum():.1%} of the variance"
+    assert said in capsys.readouterr().out
+
+
+def test_more_dimensions_are_zeros_that_change_no_distance(place):
+    write_rows(place / "raw/train.csv", [HEADER, *PAIRS])
+    for folder, dimensions in (("whole", None), ("more", 40)):
+        teach.teach(asked(dimensions=dimensions), Path(folder))
+    whole, more = (np.array(pq.read_table(f"{folder}/train.parquet")["vector"].to_pylist()) for folder in
+                   ("whole", "more"))
+    assert (more[:, :32] == whole).all() and (more[:, 32:] == 0).all() and more.shape[1] == 40
+
+
+@pytest.mark.parametrize("split, count", [("train", 3), ("dev", 0)])
+def test_fewer_dimensions_than_train_can_tell_are_refused(place, split, count):
+    write_rows(place / f"raw/{split}.csv", [HEADER, *PAIRS])
+    with pytest.raises(InputError, match=rf"^teachers.talks.dimensions = 4: .* and there are {count}; give more, or"):
+        teach.teach(asked(dimensions=4), Path("taught/talks"))
+    assert list(Path().glob("taught/*")) == []
+
+
 def test_a_sentence_that_stands_there_twice_is_embedded_once(place, monkeypatch, capsys):
     write_rows(place / "raw/train.csv", [HEADER, *PAIRS])
     asked_for = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steps import prepare
+from steps import writing
 from steps.tasks import sts
 from tests.conftest import findings
 from tests.project import sample, write_rows
@@ -15,7 +15,7 @@ def test_token_ids_are_what_the_models_own_tokenizer_gives(tmp_path, tiny_model,
 
     write_rows(path := tmp_path / "train.csv", [*sample("train", 20), ["one", "two", "5"]])
     found = rows("sts", path)
-    writer = prepare.Writer(tiny_model, max_length, tmp_path, findings(tmp_path))
+    writer = writing.Writer(tiny_model, max_length, tmp_path, findings(tmp_path))
     writer.write("train", sts.TEXTS, found)
     tokenizer, written = AutoTokenizer.from_pretrained(tiny_model), table(tmp_path / "train.arrow")
     longer = 0

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from steps import batching, classification, embedding, evaluate, params, prepare, recipes, training
+from steps import batching, classification, embedding, evaluate, params, prepare, progress, recipes, training
 from steps import train as step
 from steps.provenance import sha256
 from steps.schema import InputError, Recipe
@@ -93,9 +94,9 @@ def test_the_table_has_a_dash_for_a_loss_that_nothing_was_held_out_for():
 
 def test_the_time_left_counts_steps_and_not_the_evaluation_before_them(monkeypatch, capsys):
     """100 s pass before the first step, and 2 s in it; 9 are to come."""
-    clock = iter([0.0, 100.0, 102.0])
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(training, "HEARTBEAT", 0)
+    clock = iter([0.0, 0.0, 0.0, 100.0, 102.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "HEARTBEAT", 0)
     found, state = history("f1_macro"), SimpleNamespace(max_steps=10, global_step=0, epoch=0.5)
     found.on_train_begin(SimpleNamespace(num_train_epochs=1), state, None)
     found.on_step_begin(None, state, None)
@@ -204,6 +205,19 @@ def test_multilingual_learns_the_teachers_vectors(small):
     assert float(rows[-1]["train_loss"]) < float(rows[1]["train_loss"])
 
 
+@pytest.mark.parametrize("name", ["sts", "cola", "tsdae"])
+def test_dropout_is_that_of_params_or_the_base_models_own(small, name):
+    """Of the tiny BERT it is 0.1; tsdae has it in the decoder too."""
+    recipe = small(name)
+    prepare.prepare(recipes.get(name), recipe, Path("data"))
+    kind = {"cola": classification}.get(name, embedding)
+    for share, shares in ((None, {0.1}), (0.0, {0.0}), (0.25, {0.25})):
+        trainer, _ = kind.build_trainer(recipes.get(name), changed(recipe, dropout=share), 42, Path("data"),
+                                        Path(recipe.base_model), Path("scratch"), lambda *_: None)
+        parts = [trainer.model] if name == "cola" else [trainer.model, trainer.loss]
+        assert {layer.p for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Dropout)} == shares
+
+
 def test_a_student_of_other_dimensions_than_its_teacher_is_refused(small):
     recipe = small("multilingual")
     for split in ("train", "dev", "test"):
@@ -212,8 +226,8 @@ def test_a_student_of_other_dimensions_than_its_teacher_is_refused(small):
             [f"{split} {i}", f"{split} number {i}"] for i in range(20))])
     taught(Path("raw"), 16)
     prepare.prepare(recipes.get("multilingual"), recipe, Path("data"))
-    with pytest.raises(InputError, match=r"^the teacher's vectors have 16 dimensions and the student's 32; choose a "
-                                         "teacher or a base_model with as many"):
+    with pytest.raises(InputError, match=r"^the teacher's vectors have 16 dimensions and the student's 32; give "
+                                         "the teacher in params.yaml dimensions: 32"):
         train("multilingual", recipe, Path("data"), Path("model"))
     assert not Path("model").exists()
 

@@ -63,6 +63,6 @@ def loss(model, train: Train, rows):
 
     teacher, student = len(rows[0]["label"]), model.get_embedding_dimension()
     if teacher != student:
-        raise InputError(f"the teacher's vectors have {teacher} dimensions and the student's {student}; choose a "
-                         "teacher or a base_model with as many")
+        raise InputError(f"the teacher's vectors have {teacher} dimensions and the student's {student}; give the "
+                         f"teacher in params.yaml dimensions: {student}")
     return MSELoss(model)
