@@ -12,6 +12,8 @@ sides, of which multilingual and mlm have none:
 
 - stock: texts in random batches, tokenized as they come, padded to the longest, as the library's examples have it
 - padded (classifiers): the same padded to max_length, as the published tutorial has it
+
+and with --still one that is ours but for dropout, of which it has none.
 """
 
 import argparse
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--warm-up", type=int, default=0, help="steps of each side before its time begins")
     parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
+    parser.add_argument("--still", action="store_true", help="one more side: ours without dropout")
     options = parser.parse_args()
     command.quiet()
 
@@ -50,6 +53,8 @@ def main() -> None:
     sides = {"stock": run.stock, "ours": run.ours}
     if options.recipe in ("multilingual", "mlm"):
         del sides["stock"]
+    if options.still:
+        sides["still"] = lambda seed: run.ours(seed, dropout=0.0)
     if settings.kind == "classification":
         sides = {"padded": lambda seed: run.stock(seed, padded=True), **sides}
     wall, cpu = {s: [] for s in sides}, {s: [] for s in sides}
@@ -89,12 +94,13 @@ class Run:
         self.kind = importlib.import_module(f"steps.{settings.kind}")
         self.samples = 0        # of the side that was run last
 
-    def ours(self, seed: int):
+    def ours(self, seed: int, **changes):
         """The product's trainer; evaluation and checkpoints are off on every side, so that only training is timed."""
         from transformers.trainer_utils import IntervalStrategy
 
         with tempfile.TemporaryDirectory() as scratch:
-            trainer, _ = self.kind.build_trainer(self.recipe, self.settings, seed, self.data, self.base_model,
+            settings = self.settings.model_copy(update={"train": self.settings.train.model_copy(update=changes)})
+            trainer, _ = self.kind.build_trainer(self.recipe, settings, seed, self.data, self.base_model,
                                                  Path(scratch), lambda metrics, step: None)
             trainer.args.eval_strategy = IntervalStrategy.NO
             trainer.args.eval_on_start = False
