@@ -4,13 +4,14 @@ Memory is a rough upper bound: 16 bytes a parameter (weights, gradients, two mom
 keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, eq. 2).
 """
 
+import contextlib
 import importlib.metadata
 import itertools
 import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flows import graph
@@ -41,6 +42,7 @@ def check(names: Iterable[str], project: params.Project, stale: Iterable[str] = 
         problems += [f"{name}: {problem}" for problem in (*columns(name, settings, project, stale),
                                                           *licences(settings, project),
                                                           *lengths(name, settings, project, stale),
+                                                          *misfits(name, settings, project, stale),
                                                           *descent(name, settings, project, stale))]
         if name in away:
             continue
@@ -175,6 +177,28 @@ def lengths(name: str, settings: Recipe, project: params.Project, stale: Iterabl
                 vocabulary.check_length(key, length, model)
         except InputError as error:
             yield str(error)
+
+
+def misfits(name: str, settings: Recipe, project: params.Project, stale: Iterable[str]) -> Iterator[str]:
+    """Which models that lie here do not go together: a reference of other classes, a teacher of other dimensions."""
+    def found(path: str, ask: Callable):
+        model = model_folder(path, project, stale)
+        with contextlib.suppress(InputError):       # of a model that is broken, as `lengths` says
+            return ask(model) if model else None
+
+    for key, other in project.references.items():
+        if other.recipe == name and settings.kind == "classification" and other.model.startswith("models/base/") and (
+                why := found(other.model, lambda model: vocabulary.other_classes(model, settings.prepare.labels))):
+            yield (f"references.{key}.model = {other.model}: {why}; name a classifier of "
+                   f"{', '.join(settings.prepare.labels)}, in this order")
+    if settings.dataset.startswith("data/taught/"):
+        key = f"teachers.{Path(settings.dataset).name}"
+        teacher = project.teachers[Path(settings.dataset).name]
+        vectors = teacher.dimensions or found(teacher.model, vocabulary.dimensions)
+        student = found(settings.base_model, vocabulary.dimensions)
+        if vectors and student and vectors != student:
+            yield (f"{key}: its vectors have {vectors} dimensions and those of {settings.base_model} {student}; set "
+                   f"{key}.dimensions to {student}")
 
 
 def descent(name: str, settings: Recipe, project: params.Project, stale: Iterable[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from steps import noise
+from steps import noise, ranks
 from steps.progress import Progress
 
 IDS = "_input_ids"
@@ -56,7 +56,8 @@ def longest_first(texts: Sequence[Sequence[int]], batch_size: int, pad_id: int,
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
         yield chosen, {k: v.to(device) for k, v in pad([texts[i] for i in chosen], pad_id).items()}
-        progress.at(start + len(chosen), done[start + len(chosen) - 1])
+        if ranks.first():
+            progress.at(start + len(chosen), done[start + len(chosen) - 1])
 
 
 def labels(dataset) -> np.ndarray:

@@ -40,7 +40,8 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
         num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
         ignore_mismatched_sizes=True, output_loading_info=True)
     if not new_head and (lacking := [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
-        raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks {', '.join(sorted(lacking))}")
+        raise InputError(f"{path} is no classifier of {', '.join(names)}: it lacks "
+                         f"{', '.join(sorted(lacking))}; choose a model with a head for these labels")
     model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -25,18 +25,13 @@ def main(arguments: Sequence[str]) -> None:
     alone = arguments[0] == "--reference"
     if alone:
         _, name, folder = arguments
-        reference = project.references[name]
-        recipe, model, data = reference.recipe, reference.model, f"data/prepared/{reference.recipe}"
-        settings = project.recipe(recipe)
-        if settings.kind == "embedding":
-            train = settings.train.model_copy(update={"pooling": reference.pooling})
-            settings = settings.model_copy(update={"train": train})
+        recipe, model = project.references[name].recipe, project.references[name].model
+        data = f"data/prepared/{recipe}"
     else:
         recipe, data, model, folder = arguments
-        settings = project.recipe(recipe)
         if checkpoint.DRIVEN in os.environ:     # then DVC has what was trained
             shutil.rmtree(checkpoint.PLACE / recipe, ignore_errors=True)
-    evaluate(recipe, settings, project, Path(data), Path(model), Path(folder), alone)
+    evaluate(recipe, project.recipe(recipe), project, Path(data), Path(model), Path(folder), alone)
 
 
 def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, model: Path, folder: Path,
@@ -54,8 +49,9 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
     kind = importlib.import_module(f"steps.{settings.kind}")
     judged = {"model": kind.load(model, settings)}
     if settings.kind == "classification" and (other := kind.other_labels(judged["model"], settings)):
-        raise InputError(f"{model} cannot be scored: {other}; give recipes.{name}.prepare.labels those of the model "
-                         "in its order, or train it again")
+        raise InputError(f"{model} cannot be scored: {other}; " + (
+            "name a classifier of these labels, in this order, under references" if alone else
+            f"give recipes.{name}.prepare.labels those of the model in its order, or train it again"))
     if alone:
         vocabulary.check(model, judged["model"].tokenizer)
         vocabulary.check_length(f"recipes.{name}.prepare.max_length", settings.prepare.max_length, model)

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML, YAMLError
 from steps.schema import (
     PARAMS,
     InputError,
+    Key,
     Name,
     Part,
     Positive,
@@ -48,7 +49,7 @@ class Project(Strict):
     datasets: Datasets
     base_models: BaseModels
     published: Published = Field(default_factory=Published)
-    teachers: dict[Name, Teacher] = Field(default_factory=dict)
+    teachers: dict[Key, Teacher] = Field(default_factory=dict)
     references: dict[Name, Reference] = Field(default_factory=dict)
     recipes: dict[Name, Any]
 
@@ -76,10 +77,13 @@ class Project(Strict):
                 raise InputError(f"{key} = {value!r}: no such stage; known: {choices}")
         for name, entry in self.references.items():
             judged, other = self.recipes[entry.recipe], self.recipes.get(Path(entry.model).name)
-            if judged.kind == "classification" and entry.model in trained and (
-                    other.kind != judged.kind or other.prepare.labels != judged.prepare.labels):
-                raise InputError(f"references.{name}.model = {entry.model!r} has not the classes of {entry.recipe}, "
-                                 f"{', '.join(judged.prepare.labels)}; name a classifier that has")
+            if entry.model in trained and other.kind != judged.kind:
+                raise InputError(f"references.{name}.model = {entry.model!r} is a model of the kind {other.kind}, and "
+                                 f"{entry.recipe} one of {judged.kind}; name one of that kind")
+            if entry.model in trained and judged.kind == "classification" and (
+                    other.prepare.labels != judged.prepare.labels):
+                raise InputError(f"references.{name}.model = {entry.model!r} has other labels than {entry.recipe}; "
+                                 f"name a classifier of {', '.join(judged.prepare.labels)}, in this order")
         return self
 
     def sources(self, what: str) -> dict:

@@ -97,7 +97,8 @@ def register(recipe: str, attempt: str | None = None) -> Version:
         if "recipe" in base:
             tags["parent"] = registry.version_with_weights(found, base["recipe"], base["weights_sha256"])
         if teacher := lineage["dataset"].get("teacher"):
-            tags["teacher"] = f"{teacher['model']}, weights sha256 {teacher['weights_sha256']}"
+            tags["teacher"] = f"{teacher['model']}, weights sha256 {teacher['weights_sha256']}" + (
+                f", its vectors made {teacher['dimensions']} dimensions" if "dimensions" in teacher else "")
         card = model_card(recipe, settings, project, tags, metrics, lineage, run_id)
         images = plots.draw(recipe, getattr(settings.prepare, "labels", ()), at["curves"], at["test"],
                             Path(".evergreen/plots") / recipe)
@@ -172,7 +173,7 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
     base, dataset = lineage["base_model"], lineage["dataset"]
     confidence = settings.evaluate.confidence
     found = scores.tables(recipe, settings, folders(recipe)["test"], references(recipe, project))
-    teacher, flat = dataset.get("teacher"), params.flatten(settings.what_makes_it())
+    flat = params.flatten(settings.what_makes_it())
     use = (f"`evergreen predict {recipe} TEXT`, or in Python `mlflow.transformers.load_model"
            if settings.kind == "classification" else
            f"`evergreen embed {recipe} texts.txt vectors.parquet`, or in Python "
@@ -187,7 +188,7 @@ def model_card(recipe: str, settings: Recipe, project: params.Project, tags: dic
         f"licence {base.get('licence', 'see its parents')}",
         f"- data set: {dataset['name']}, revision {tags['dataset_revision']}, licence {dataset['licence']}, "
         f"sha256 {tags['dataset_sha256'][:16]}…",
-        *([f"- teacher: {teacher['model']}, weights sha256 {teacher['weights_sha256'][:16]}…"] if teacher else []),
+        *([f"- teacher: {tags['teacher']}"] if "teacher" in tags else []),
         f"- code: commit {tags['git_commit']}; run {run_id}",
         f"- environment: {explain.packages(provenance.LOCKS)}; sha256 {tags['environment_sha256'][:16]}…",
         f"- parameters: seed {project.seed}, threads {project.threads}, "

@@ -36,6 +36,8 @@ def _inside(value: str) -> str:
 Name = _checked(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "a name has letters, digits, '_', '-' and '.' only")
 SplitName = _checked(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a split's name has letters, digits, '_' and '-' only: what "
                      "follows a '.' in a file's name says which of several files it is")
+Key = _checked(r"[A-Za-z0-9][A-Za-z0-9_-]*", "a name has letters, digits, '_' and '-' only here: DVC finds a key of "
+               "params.yaml by its path, in which '.' divides")
 Sha256 = _checked(r"[0-9a-f]{64}", "must be a sha256: 64 hexadecimal digits")
 Commit = _checked(r"[0-9a-f]{40}", "must be a commit hash: 40 hexadecimal digits, not a branch or tag; write the "
                   "present one with: evergreen pin NAME")
@@ -290,11 +292,7 @@ class Unlabelled(Recipe):
 
 
 class Reference(Strict):
-    """Another model that is scored on a recipe's held-out data, for its table.
-
-    pooling is that of an encoder which brings none of its own, mean where it is null.
-    """
+    """Another model that is scored on a recipe's held-out data, for its table."""
 
     recipe: Name
     model: InsidePath
-    pooling: Pooling | None = None

@@ -6,7 +6,19 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from steps.schema import Columns, Commit, InputError, InsidePath, Name, Pooling, Positive, Sha256, SplitName, Strict
+from steps.schema import (
+    Columns,
+    Commit,
+    InputError,
+    InsidePath,
+    Key,
+    Name,
+    Pooling,
+    Positive,
+    Sha256,
+    SplitName,
+    Strict,
+)
 
 # What of a url's query only its user may know.
 SECRET = re.compile(r"(?:^|&)([^=&]*(?:token|secret|signature|password|credential|auth|key|sig))=", re.IGNORECASE)
@@ -110,20 +122,20 @@ class Sources(Strict):
 
 
 class Datasets(Sources):
-    local: dict[Name, LocalDataset] = Field(default_factory=dict)
-    remote: dict[Name, RemoteDataset] = Field(default_factory=dict)
+    local: dict[Key, LocalDataset] = Field(default_factory=dict)
+    remote: dict[Key, RemoteDataset] = Field(default_factory=dict)
 
 
 class BaseModels(Sources):
-    local: dict[Name, LocalModel] = Field(default_factory=dict)
-    remote: dict[Name, Source] = Field(default_factory=dict)
+    local: dict[Key, LocalModel] = Field(default_factory=dict)
+    remote: dict[Key, Source] = Field(default_factory=dict)
 
 
 class Published(Strict):
     """Sources that are fetched only when a recipe names them."""
 
-    datasets: dict[Name, RemoteDataset] = Field(default_factory=dict)
-    base_models: dict[Name, Source] = Field(default_factory=dict)
+    datasets: dict[Key, RemoteDataset] = Field(default_factory=dict)
+    base_models: dict[Key, Source] = Field(default_factory=dict)
 
 
 class ParallelColumns(Columns):

@@ -5,10 +5,11 @@ python -m steps.teach NAME FOLDER
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from steps import command, contract, params, provenance, reading, vocabulary
 from steps.schema import InputError
@@ -19,8 +20,6 @@ def main(arguments: Sequence[str]) -> None:
     name, folder = arguments
     provenance.check_environment()
     project = params.load()
-    import torch
-
     torch.set_num_threads(project.threads)
     teach(project.teachers[name], Path(folder))
 
@@ -40,17 +39,26 @@ def teach(settings: Teacher, folder: Path) -> None:
     vocabulary.check_length(f"teachers.{folder.name}.max_length", settings.max_length, teacher)
     vocabulary.check(teacher, vocabulary.tokenizer(teacher))
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
-    found, project = reading.splits(dataset), None
+    found, own = reading.splits(dataset), model.get_embedding_dimension()
+    wanted = settings.dimensions or own
+    directions = torch.eye(own, wanted) if wanted > own else None
     with command.whole(folder) as partial:
         for split in sorted(found, key=lambda split: split != "train"):
             files = found[split]
             if split in ("train", "dev", "test"):
                 columns = pairs(settings, files)
                 distinct = list(dict.fromkeys(columns["english"]))
+                unknown = wanted < own and directions is None
+                if unknown and (split != "train" or len(distinct) <= wanted):
+                    count = len(distinct) if split == "train" else 0
+                    raise InputError(f"teachers.{folder.name}.dimensions = {wanted}: principal components are those of "
+                                     f"more English sentences than that, and train has {count}; give more, or choose a "
+                                     "teacher of the student's dimensions")
                 vectors, = embedding.outputs(model, [distinct], settings.batch_size)
-                if settings.dimensions:
-                    project = project or projection(vectors, settings.dimensions, split, folder.name)
-                    vectors = project(vectors)
+                if unknown:
+                    directions = principal_components(vectors, wanted)
+                if directions is not None:
+                    vectors = (torch.as_tensor(vectors) @ directions).numpy()
                 write(partial / f"{split}.parquet", columns, vectors, distinct)
                 print(f"{split}: {len(columns['english'])} pairs, {len(distinct)} distinct English sentences embedded",
                       flush=True)
@@ -59,25 +67,18 @@ def teach(settings: Teacher, folder: Path) -> None:
                     shutil.copyfile(file, partial / file.name)
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
         weights = provenance.sha256(teacher / "model.safetensors")
-        source["teacher"] = {"model": settings.model, "weights_sha256": weights}
+        source["teacher"] = {"model": settings.model, "weights_sha256": weights} | (
+            {"dimensions": wanted} if wanted != own else {})
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
-def projection(vectors: np.ndarray, dimensions: int, split: str, name: str) -> Callable:
-    """What makes vectors [n, dim] such of other dimensions, so that as much as can be of train's stays."""
-    from sklearn.decomposition import PCA
-
-    count, own = vectors.shape
-    if dimensions >= own:
-        return lambda vectors: np.pad(vectors, ((0, 0), (0, dimensions - own)))
-    if split != "train" or count < dimensions:
-        raise InputError(f"teachers.{name}.dimensions = {dimensions}: that needs as many distinct English sentences of "
-                         f"train, and there are {count if split == 'train' else 0}; give more, or choose a teacher of "
-                         "the student's dimensions")
-    fitted = PCA(dimensions, svd_solver="covariance_eigh").fit(vectors)
-    print(f"{own} dimensions of the teacher become {dimensions}, with {fitted.explained_variance_ratio_.sum():.1%} of "
-          "the variance of train", flush=True)
-    return lambda vectors: (vectors @ fitted.components_.T).astype(np.float32)
+def principal_components(vectors: np.ndarray, dimensions: int) -> torch.Tensor:
+    """[dim, dimensions] what projects vectors [n, dim] on the directions in which they differ most."""
+    whole = torch.as_tensor(vectors[np.isfinite(vectors).all(axis=1)], dtype=torch.float64)
+    values, directions = torch.linalg.eigh(torch.cov(whole.T))      # by rising variance
+    print(f"{len(values)} dimensions of the teacher become {dimensions}, with "
+          f"{values[-dimensions:].sum() / values.sum():.1%} of the variance of train", flush=True)
+    return directions.flip(1)[:, :dimensions].float()
 
 
 def pairs(settings: Teacher, files: list[Path]) -> dict[str, list[str]]:

@@ -197,11 +197,19 @@ def arguments(settings: schema.Train, seed: int, rows: int, scratch: Path) -> di
 
 
 def set_dropout(share: float | None, *modules: torch.nn.Module) -> None:
-    """Gives all their layers of dropout this share, where one is named; what is saved of a model holds no trace."""
-    for module in modules if share is not None else ():
-        for layer in module.modules():
-            if isinstance(layer, torch.nn.Dropout):
-                layer.p = share
+    """Gives all that drops out in them this share, where one is named; what is saved of a model holds no trace.
+
+    That is layers, and numbers that layers of attention have. Raises InputError where there is neither.
+    """
+    found = 0
+    for layer in (layer for module in modules if share is not None for layer in module.modules()):
+        names = ["p"] if isinstance(layer, torch.nn.Dropout) else [
+            name for name, value in vars(layer).items() if "dropout" in name and isinstance(value, float)]
+        for name in names:
+            setattr(layer, name, share)
+        found += len(names)
+    if share is not None and not found:
+        raise schema.InputError(f"train.dropout is {share}, and the base model has no dropout; set it to null")
 
 
 def follow(trainer: Trainer, history: History) -> None:

@@ -8,6 +8,7 @@ from steps.schema import InputError
 
 WORDS = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
 POSITIONS = "position_embeddings.weight"    # [positions, dim]; models with relative ones have none
+HEADS = ("classifier.", "score.", "logits_proj.")
 BEHIND_PADDING = {"camembert", "data2vec-text", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm",
                   "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 AGAIN = "fetch it again (git-lfs keeps it elsewhere: git lfs pull)"
@@ -94,6 +95,25 @@ def config(base_model: Path) -> dict:
     if not isinstance(found, dict):
         raise InputError(f"{path} holds {type(found).__name__}, and a configuration is keys and values; {AGAIN}")
     return found
+
+
+def dimensions(model: Path) -> int | None:
+    """How many its vectors have, as pooling makes one of those of the words; None where other modules may change it."""
+    modules = model / "modules.json"
+    if modules.exists() and "Dense" in modules.read_text(encoding="utf-8"):
+        return None
+    said = config(model)
+    return next((said[key] for key in ("hidden_size", "dim", "d_model") if key in said), None)
+
+
+def other_classes(model: Path, labels: list[str]) -> str:
+    """Why its answers, which are the places of labels, cannot be those of these labels; nothing where they may be."""
+    names = config(model).get("id2label", {})
+    names = [names[place] for place in sorted(names, key=int)]
+    if not any(name.startswith(HEADS) for name in shapes(model)):
+        return "it has no head that classifies"
+    unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
+    return "" if unnamed or names == labels else f"its classes are {', '.join(names)}"
 
 
 def shapes(base_model: Path) -> dict[str, list[int]]:

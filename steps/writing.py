@@ -126,7 +126,7 @@ class Writer:
             if not kept:
                 raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
                                  f"{share}; give more text, or set prepare.held_out to 0 and select by another metric")
-            self.write(HELD_OUT, ["text"], kept.values(), words)
+            self.write(HELD_OUT, ["text"], kept.values(), words, total=len(kept))
 
     def write_noised(self, noise) -> None:
         """noised.tsv: the first sentences and what the noise of seed 0, epoch 0 leaves of them."""

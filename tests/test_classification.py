@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from steps import batching, classification, embedding, evaluate, losses, params, prepare
+from steps import batching, classification, embedding, evaluate, losses, params, prepare, provenance
 from steps.provenance import sha256
 from steps.recipes import emotion
 from steps.schema import InputError, Recipe
@@ -258,14 +258,43 @@ def evaluated(tmp_path_factory, asked, data, trained) -> Path:
     return folder
 
 
-def test_a_reference_is_the_classifier_alone(evaluated, asked, data, trained, tmp_path):
+@pytest.fixture
+def refer(asked, data, tmp_path, monkeypatch):
+    """refer(model, labels): scores it as a reference of the recipe, by `python -m steps.evaluate` -> metrics.json."""
+    def run(model: Path, labels: list[str] = LABELS) -> dict:
+        for lock in provenance.LOCKS:
+            shutil.copy(ROOT / lock, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        values = params.read(ROOT / "params.yaml")
+        entry = values["recipes"]["emotion"] | {"base_model": "models/base/other"}
+        entry["prepare"]["labels"] = labels
+        values |= {"threads": 1, "teachers": {}, "recipes": {"emotion": entry},
+                   "references": {"it": {"recipe": "emotion", "model": "models/base/other"}},
+                   "base_models": {"local": {"other": {"path": "other", "licence": "x"}}, "remote": {}}}
+        Path("params.yaml").write_text(json.dumps(values), encoding="utf-8")
+        for path, target in (("data/prepared/emotion", data), ("models/base/other", model)):
+            Path(path).parent.mkdir(parents=True)
+            Path(path).symlink_to(target)
+        evaluate.main(["--reference", "it", "out"])
+        return json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
+    return run
+
+
+def test_a_reference_is_the_classifier_alone(evaluated, trained, refer):
     """It has the model's own scores as before, and nothing of a majority or a gain."""
-    project = params.load(ROOT / "params.yaml").model_copy(update={"threads": 1})
-    evaluate.evaluate("emotion", asked, project, data, trained, tmp_path / "out", alone=True)
-    found, whole = (json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-                    for folder in (tmp_path / "out", evaluated))
+    found, whole = refer(trained), json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
     assert found["model"] == whole["model"] and "base" not in found
     assert found["f1_macro"] == {key: value for key, value in whole["f1_macro"].items() if key.startswith("model")}
+
+
+def test_a_reference_with_other_labels_or_without_a_head_is_refused(trained, tiny_model, refer, tmp_path):
+    with pytest.raises(InputError, match=r"models/base/other cannot be scored: its classes are calm, cross, glad, and "
+                                         ".*; name a classifier of these labels, in this order, under references"):
+        refer(trained, LABELS[::-1])
+    for path in ("data", "models"):
+        shutil.rmtree(tmp_path / path)
+    with pytest.raises(InputError, match=r"is no classifier of .*; choose a model with a head for these labels"):
+        refer(tiny_model)
 
 
 def test_the_base_of_a_classifier_says_what_most_rows_of_train_are(evaluated):

@@ -86,11 +86,23 @@ def test_a_reference_to_what_is_not_there_is_named(tmp_path, change, said):
     assert refusal(path).startswith(f"{path}: {said}")
 
 
-@pytest.mark.parametrize("model", ["models/nli", "models/emotion"])
-def test_a_classifier_is_compared_with_classifiers_of_its_labels_alone(tmp_path, model):
-    path = edited(tmp_path, "references", {"old": {"recipe": "cola", "model": model}})
-    assert refusal(path) == (f"{path}: references.old.model = {model!r} has not the classes of cola, unacceptable, "
-                             "acceptable; name a classifier that has")
+@pytest.mark.parametrize("recipe, model, said", [
+    ("cola", "models/nli", "is a model of the kind embedding, and cola one of classification; name one of that kind"),
+    ("sts", "models/cola", "is a model of the kind classification, and sts one of embedding; name one of that kind"),
+    ("cola", "models/emotion", "has other labels than cola; name a classifier of unacceptable, acceptable, in this "
+                               "order"),
+])
+def test_a_model_is_compared_with_those_of_its_kind_and_labels_alone(tmp_path, recipe, model, said):
+    path = edited(tmp_path, "references", {"old": {"recipe": recipe, "model": model}})
+    assert refusal(path) == f"{path}: references.old.model = {model!r} {said}"
+
+
+@pytest.mark.parametrize("what", ["datasets/local", "base_models/remote", "teachers"])
+def test_a_name_in_whose_place_dvc_would_look_for_two_keys_is_refused(tmp_path, what):
+    entry = next(iter(params.read(OURS)[what.split("/")[0]].values())) if what == "teachers" else next(
+        iter(params.read(OURS)[what.split("/")[0]][what.split("/")[1]].values()))
+    assert "a name has letters, digits, '_' and '-' only here: DVC finds a key of params.yaml by its path" in refusal(
+        edited(tmp_path, what, {"v1.5": entry}))
 
 
 def test_a_recipe_can_start_from_anothers_model_and_a_teacher_be_one(tmp_path):

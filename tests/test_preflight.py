@@ -6,6 +6,7 @@ import shutil
 import struct
 
 import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from flows import preflight
 from steps import params
@@ -124,6 +125,32 @@ def test_so_are_those_of_a_teacher_and_of_a_model_that_is_scored_on_the_same_dat
         "model.safetensors": "0" * 64}}})
     here.edit("recipes.sts.prepare.max_length", 129)
     assert f"sts: recipes.sts.prepare.max_length{TOO_LONG}" in refusal().splitlines()
+
+
+def test_a_reference_that_is_no_classifier_of_the_labels_is_refused(here, tiny_model):
+    emotion = params.read(ROOT / "params.yaml")["recipes"]["emotion"]
+    here.edit("recipes.emotion", emotion | {"base_model": "models/base/tiny", "dataset": "data/raw/appliances",
+                                            "suite": "data/raw/appliances"})
+    here.edit("references", {"other": {"recipe": "emotion", "model": "models/base/tiny"}})
+    said = "emotion: references.other.model = models/base/tiny: "
+    remedy = "; name a classifier of sadness, joy, love, anger, fear, surprise, in this order"
+    found = preflight.misfits("emotion", params.load().recipe("emotion"), params.load(), ())
+    assert [f"emotion: {line}" for line in found] == [f"{said}it has no head that classifies{remedy}"]
+    config = AutoConfig.from_pretrained(tiny_model, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(here / "tiny-bert")
+    found = preflight.misfits("emotion", params.load().recipe("emotion"), params.load(), ())
+    assert [f"emotion: {line}" for line in found] == [f"{said}its classes are bad, good{remedy}"]
+
+
+@pytest.mark.parametrize("dimensions, said", [
+    (None, []), (32, []), (16, ["teachers.talks: its vectors have 16 dimensions and those of models/base/tiny 32; set "
+                                "teachers.talks.dimensions to 32"])])
+def test_a_teacher_of_other_dimensions_than_its_student_is_refused(here, dimensions, said):
+    here.edit("teachers", {"talks": {
+        "dataset": "data/raw/appliances", "model": "models/base/tiny", "max_length": 64, "pooling": "mean",
+        "columns": {"english": "sentence1", "non_english": "sentence2"}, "batch_size": 2, "dimensions": dimensions}})
+    here.edit("recipes.sts.dataset", "data/taught/talks")
+    assert list(preflight.misfits("sts", params.load().recipe("sts"), params.load(), ())) == said
 
 
 BROKEN = "tiny-bert/model.safetensors is no whole safetensors model: "

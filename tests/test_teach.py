@@ -114,7 +114,7 @@ def test_more_dimensions_are_zeros_that_change_no_distance(place):
 @pytest.mark.parametrize("split, count", [("train", 3), ("dev", 0)])
 def test_fewer_dimensions_than_train_can_tell_are_refused(place, split, count):
     write_rows(place / f"raw/{split}.csv", [HEADER, *PAIRS])
-    with pytest.raises(InputError, match=rf"^teachers.talks.dimensions = 4: .* and there are {count}; give more, or"):
+    with pytest.raises(InputError, match=rf"^teachers.talks.dimensions = 4: .* and train has {count}; give more, or"):
         teach.teach(asked(dimensions=4), Path("taught/talks"))
     assert list(Path().glob("taught/*")) == []
 
@@ -138,8 +138,11 @@ def test_the_result_is_a_data_set_that_names_the_teacher(place):
     teach.teach(asked(), Path("taught/talks"))
     assert set(reading.splits(Path("taught/talks"))) == {"train", "dev", "test"}
     weights = hashlib.sha256(Path("tiny/model.safetensors").read_bytes()).hexdigest()
+    teacher = {"model": "tiny", "weights_sha256": weights}
     assert json.loads(Path("taught/talks/source.json").read_text()) == {
-        "name": "talks", "licence": "none", "teacher": {"model": "tiny", "weights_sha256": weights}}
+        "name": "talks", "licence": "none", "teacher": teacher}
+    teach.teach(asked(dimensions=40), Path("taught/more"))
+    assert json.loads(Path("taught/more/source.json").read_text())["teacher"] == teacher | {"dimensions": 40}
 
 
 def test_splits_of_other_names_stay_as_they_are(place):

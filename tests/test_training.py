@@ -218,6 +218,19 @@ def test_dropout_is_that_of_params_or_the_base_models_own(small, name):
         assert {layer.p for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Dropout)} == shares
 
 
+def test_attention_that_has_its_dropout_as_a_number_gets_it_too():
+    layer = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(2, 2))
+    layer[1].attention_dropout, layer[1].dropout_rate = 0.1, 0.2
+    training.set_dropout(0.0, layer)
+    assert (layer[0].p, layer[1].attention_dropout, layer[1].dropout_rate) == (0.0, 0.0, 0.0)
+
+
+def test_dropout_where_nothing_drops_out_is_refused():
+    training.set_dropout(None, torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"^train.dropout is 0.1, and the base model has no dropout; set it to null"):
+        training.set_dropout(0.1, torch.nn.Linear(2, 2))
+
+
 def test_a_student_of_other_dimensions_than_its_teacher_is_refused(small):
     recipe = small("multilingual")
     for split in ("train", "dev", "test"):
