@@ -70,8 +70,8 @@ def row(label: str, left: str, right: str) -> str:
 
 
 def section(title: str, left: Mapping[str, str], right: Mapping[str, str], keys) -> list[str]:
-    """The keys whose values differ."""
-    different = [key for key in keys if left.get(key) != right.get(key)]
+    """The keys whose values differ; a parameter that a version is too old to have was null."""
+    different = [key for key in keys if str(left.get(key)) != str(right.get(key))]
     values = [row(key, *(cut(str(s.get(key, "none"))) for s in (left, right))) for key in different]
     return [title, *values] if values else [f"{title}: no difference"]
 

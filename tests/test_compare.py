@@ -56,6 +56,12 @@ def test_what_differs_is_shown_side_by_side(two, said):
     assert re.search(r"examples: 1 of 24 predictions differ \(4\.2 %\)\n  gold \S+ +\S+ +-0\.900000\n    \S", said)
 
 
+def test_a_parameter_that_is_null_is_none_that_a_version_is_too_old_to_have():
+    assert compare.section("parameters", {"train.dropout": "None"}, {}, ["train.dropout"]) == [
+        "parameters: no difference"]
+    assert len(compare.section("parameters", {"train.dropout": "0.1"}, {}, ["train.dropout"])) == 2
+
+
 def test_the_neighbours_of_the_test_texts_are_compared_and_those_of_a_version_with_itself_are_all_the_same(
         said, evergreen):
     share = re.search(r"neighbours: of the 3 nearest of 20 test texts, (\S+) % are the same", said)
