@@ -1,6 +1,7 @@
 """Every recipe on a few rows of its samples, without the graph."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,29 @@ def few_rows(entry, name: str, tiny_model: Path, **train):
     return recipe.model_copy(update={
         "dataset": "raw", "suite": "raw/suite" if (raw / "suite").exists() else "raw",
         "base_model": str(tiny_model), "tasks": recipe.tasks if name in ("tsdae", "mlm") else {}})
+
+
+def referred(recipe, name: str, data: Path, model: Path) -> dict:
+    """Scores a model as a reference of the recipe, by `python -m steps.evaluate` in this folder -> metrics.json."""
+    from steps import evaluate, params
+
+    for lock in provenance.LOCKS:
+        shutil.copy(ROOT / lock, lock)
+    for path, target in ((f"data/prepared/{name}", data), ("models/base/other", model)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        Path(path).symlink_to(target)
+    entry = json.loads(recipe.model_dump_json()) | {"dataset": "data/raw/few", "suite": "data/raw/few",
+                                                    "base_model": "models/base/other"}
+    local = {"path": ".", "licence": "x"}
+    values = params.read(ROOT / "params.yaml") | {
+        "threads": 1, "teachers": {}, "recipes": {name: entry},
+        "references": {"it": {"recipe": name, "model": "models/base/other"}},
+        "datasets": {"local": {"few": local | {"splits": {"train": "train.csv"}}}, "remote": {}},
+        "base_models": {"local": {"other": local}, "remote": {}}}
+    Path("params.yaml").write_text(json.dumps(values), encoding="utf-8")
+    evaluate.main(["--reference", "it", "out"])
+    return json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
 
 
 def softmax(recipe):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from steps import batching, classification, embedding, evaluate, losses, params, prepare, provenance
+from steps import batching, classification, embedding, evaluate, params, prepare
 from steps.provenance import sha256
 from steps.recipes import emotion
 from steps.schema import InputError, Recipe
 from tests.project import ROOT, write_rows
-from tests.small import changed
+from tests.small import changed, referred
 
 LABELS = ["calm", "cross", "glad"]
 WORDS = {"calm": ["filter", "dust", "clean", "wash"], "cross": ["noise", "loud", "fan", "rattle"],
@@ -211,18 +211,6 @@ def test_a_classifier_of_other_labels_is_not_scored(trained, asked, data, tmp_pa
 # Weights of the classes
 
 
-@pytest.mark.parametrize("labels, weights", [
-    ([0, 0, 0, 1], [4 / 6, 4 / 2]),
-    ([0, 1, 1, 0], [1, 1]),
-    ([0, 0, 0, 2], [4 / 6, 0, 4 / 2]),
-    ([1] * 9 + [0], [10 / 2, 10 / 18]),
-])
-def test_weights_are_inverse_to_shares_and_one_on_average_over_the_rows(labels, weights):
-    found = losses.class_weights(labels, len(weights))
-    assert found.tolist() == pytest.approx(weights)
-    assert found[labels].mean() == pytest.approx(1)
-
-
 @pytest.mark.parametrize("chosen, weights", [("none", [1, 1, 1]), ("balanced", [90 / 120, 90 / 90, 90 / 60])])
 def test_the_loss_weighs_each_row_by_its_class(build, data, chosen, weights):
     trainer, _ = build(class_weights=chosen)
@@ -258,43 +246,23 @@ def evaluated(tmp_path_factory, asked, data, trained) -> Path:
     return folder
 
 
-@pytest.fixture
-def refer(asked, data, tmp_path, monkeypatch):
-    """refer(model, labels): scores it as a reference of the recipe, by `python -m steps.evaluate` -> metrics.json."""
-    def run(model: Path, labels: list[str] = LABELS) -> dict:
-        for lock in provenance.LOCKS:
-            shutil.copy(ROOT / lock, tmp_path)
-        monkeypatch.chdir(tmp_path)
-        values = params.read(ROOT / "params.yaml")
-        entry = values["recipes"]["emotion"] | {"base_model": "models/base/other"}
-        entry["prepare"]["labels"] = labels
-        values |= {"threads": 1, "teachers": {}, "recipes": {"emotion": entry},
-                   "references": {"it": {"recipe": "emotion", "model": "models/base/other"}},
-                   "base_models": {"local": {"other": {"path": "other", "licence": "x"}}, "remote": {}}}
-        Path("params.yaml").write_text(json.dumps(values), encoding="utf-8")
-        for path, target in (("data/prepared/emotion", data), ("models/base/other", model)):
-            Path(path).parent.mkdir(parents=True)
-            Path(path).symlink_to(target)
-        evaluate.main(["--reference", "it", "out"])
-        return json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
-    return run
-
-
-def test_a_reference_is_the_classifier_alone(evaluated, trained, refer):
+def test_a_reference_is_the_classifier_alone(evaluated, asked, data, trained, tmp_path, monkeypatch):
     """It has the model's own scores as before, and nothing of a majority or a gain."""
-    found, whole = refer(trained), json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    found = referred(asked, "emotion", data, trained)
+    whole = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
     assert found["model"] == whole["model"] and "base" not in found
     assert found["f1_macro"] == {key: value for key, value in whole["f1_macro"].items() if key.startswith("model")}
 
 
-def test_a_reference_with_other_labels_or_without_a_head_is_refused(trained, tiny_model, refer, tmp_path):
+def test_a_reference_with_other_labels_or_without_a_head_is_refused(asked, data, trained, tiny_model, tmp_path,
+                                                                    monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"models/base/other cannot be scored: its classes are calm, cross, glad, and "
                                          ".*; name a classifier of these labels, in this order, under references"):
-        refer(trained, LABELS[::-1])
-    for path in ("data", "models"):
-        shutil.rmtree(tmp_path / path)
+        referred(with_labels(asked, LABELS[::-1]), "emotion", data, trained)
     with pytest.raises(InputError, match=r"is no classifier of .*; choose a model with a head for these labels"):
-        refer(tiny_model)
+        referred(asked, "emotion", data, tiny_model)
 
 
 def test_the_base_of_a_classifier_says_what_most_rows_of_train_are(evaluated):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, TripletEvaluator
 
-from steps import embedding, evaluate, params, prepare, provenance, statistics, tasks
+from steps import embedding, evaluate, params, prepare, statistics, tasks
 from steps.recipes import sts
 from steps.schema import Evaluate, InputError, Recipe
 from tests.conftest import LENIENT
 from tests.project import ROOT, sample, write_rows
+from tests.small import referred
 
 SIMILARITIES = ("cosine", "dot", "manhattan", "euclidean")
 PAIR = ("sentence1", "sentence2")
@@ -214,25 +215,8 @@ def test_the_slices_by_length_are_thirds_by_words(metrics, predictions):
 
 def test_a_reference_is_written_alone(made, asked, metrics, tmp_path, monkeypatch):
     """`--reference` gives the model's own scores as before, and nothing of a base or a gain."""
-    for lock in provenance.LOCKS:
-        shutil.copy(ROOT / lock, tmp_path)
     monkeypatch.chdir(tmp_path)
-    Path("raw").symlink_to(asked.dataset)
-    Path("tiny").symlink_to(asked.base_model)
-    for path, target in (("data/prepared/sts", made / "data"), ("models/sts", made / "model")):
-        Path(path).parent.mkdir(parents=True)
-        Path(path).symlink_to(target)
-    values = params.read(ROOT / "params.yaml")
-    entry = json.loads(asked.model_dump_json()) | {"dataset": "data/raw/few", "suite": "data/raw/few",
-                                                   "base_model": "models/base/tiny"}
-    values |= {"threads": 1, "teachers": {}, "recipes": {"sts": entry},
-               "references": {"it": {"recipe": "sts", "model": "models/sts"}},
-               "datasets": {"local": {"few": {"path": "raw", "splits": {"train": "train.csv"}, "licence": "x"}},
-                            "remote": {}},
-               "base_models": {"local": {"tiny": {"path": "tiny", "licence": "x"}}, "remote": {}}}
-    Path("params.yaml").write_text(json.dumps(values), encoding="utf-8")
-    evaluate.main(["--reference", "it", "out"])
-    found = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
+    found = referred(asked, "sts", made / "data", made / "model")
     assert "base" not in found and found["model"] == metrics["model"]
     for part, whole in ((found, metrics), (found["tasks"]["triplets"], metrics["tasks"]["triplets"])):
         metric = part["metric"]

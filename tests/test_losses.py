@@ -188,3 +188,15 @@ def test_the_defaults_of_params_are_those_of_the_papers():
     assert recipes["mlm"].train.mask_ratio == 0.15
     assert (recipes["tsdae"].prepare.noise.kind, recipes["tsdae"].prepare.noise.ratio) == ("delete", 0.6)
     assert recipes["tsdae"].train.pooling == "cls"
+
+
+@pytest.mark.parametrize("labels, weights", [
+    ([0, 0, 0, 1], [4 / 6, 4 / 2]),
+    ([0, 1, 1, 0], [1, 1]),
+    ([0, 0, 0, 2], [4 / 6, 0, 4 / 2]),
+    ([1] * 9 + [0], [10 / 2, 10 / 18]),
+])
+def test_weights_are_inverse_to_shares_and_one_on_average_over_the_rows(labels, weights):
+    found = losses.class_weights(labels, len(weights))
+    assert found.tolist() == pytest.approx(weights)
+    assert found[labels].mean() == pytest.approx(1)
