@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -21,7 +20,7 @@ from transformers import (
 from transformers import Trainer as LibraryTrainer
 from transformers.utils import logging as transformers_logging
 
-from steps import batching, losses, ranks, schema, training
+from steps import batching, losses, ranks, schema, training, vocabulary
 from steps.resuming import Resumable
 from steps.schema import InputError
 
@@ -34,7 +33,7 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
     transformers_logging.disable_progress_bar()
     if not list(path.glob("*.safetensors")):
         raise InputError(f"{path} has no model.safetensors; other formats of weights are not loaded")
-    names = settings.prepare.labels if new_head else own_labels(path) or settings.prepare.labels
+    names = settings.prepare.labels if new_head else vocabulary.own_labels(path) or settings.prepare.labels
     model, info = AutoModelForSequenceClassification.from_pretrained(
         path, local_files_only=True, trust_remote_code=False, problem_type="single_label_classification",
         num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
@@ -45,13 +44,6 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
     model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def own_labels(path: Path) -> list[str]:
-    """The names that a classifier's config gives its classes; none where they are the library's LABEL_0, LABEL_1 ..."""
-    names = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).id2label
-    found = [str(names[i]) for i in sorted(names)]
-    return [] if found == [f"LABEL_{i}" for i in range(len(found))] else found
 
 
 def other_labels(model: PreTrainedModel, settings: schema.Recipe) -> str:

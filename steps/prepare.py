@@ -96,11 +96,11 @@ def _fill(recipe: ModuleType, settings: Recipe, writer: Writer, files: Files, su
         writer.write_text(train, settings.prepare.held_out, getattr(recipe, "WORDS", False))
         found.settle("train")
     else:
-        writer.write("train", names, train, total=len(splits["train"]))
+        writer.write("train", names, list(train))
     if (count := found.written["train"]["rows"]) < settings.contract.min_rows:
         found.stops.append(f"train has {count} rows, fewer than contract.min_rows ({settings.contract.min_rows})")
     for split, (task, _, rows) in held.items():
-        writer.write(split, task.TEXTS, rows, total=len(rows))
+        writer.write(split, task.TEXTS, rows)
     if noise := getattr(settings.prepare, "noise", None):
         writer.write_noised(noise)
 

@@ -39,25 +39,17 @@ def teach(settings: Teacher, folder: Path) -> None:
     vocabulary.check_length(f"teachers.{folder.name}.max_length", settings.max_length, teacher)
     vocabulary.check(teacher, vocabulary.tokenizer(teacher))
     model = embedding.encoder(teacher, settings.max_length, settings.pooling)
-    found, own = reading.splits(dataset), model.get_embedding_dimension()
-    wanted = settings.dimensions or own
-    directions = torch.eye(own, wanted) if wanted > own else None
+    found, directions = reading.splits(dataset), None
     with command.whole(folder) as partial:
         for split in sorted(found, key=lambda split: split != "train"):
             files = found[split]
             if split in ("train", "dev", "test"):
                 columns = pairs(settings, files)
                 distinct = list(dict.fromkeys(columns["english"]))
-                unknown = wanted < own and directions is None
-                if unknown and (split != "train" or len(distinct) <= wanted):
-                    count = len(distinct) if split == "train" else 0
-                    raise InputError(f"teachers.{folder.name}.dimensions = {wanted}: principal components are those of "
-                                     f"more English sentences than that, and train has {count}; give more, or choose a "
-                                     "teacher of the student's dimensions")
                 vectors, = embedding.outputs(model, [distinct], settings.batch_size)
-                if unknown:
-                    directions = principal_components(vectors, wanted)
-                if directions is not None:
+                if settings.dimensions not in (None, vectors.shape[1]):
+                    if directions is None:
+                        directions = projection(vectors, settings.dimensions, split, folder.name)
                     vectors = (torch.as_tensor(vectors) @ directions).numpy()
                 write(partial / f"{split}.parquet", columns, vectors, distinct)
                 print(f"{split}: {len(columns['english'])} pairs, {len(distinct)} distinct English sentences embedded",
@@ -68,15 +60,22 @@ def teach(settings: Teacher, folder: Path) -> None:
         source = json.loads((dataset / "source.json").read_text(encoding="utf-8"))
         weights = provenance.sha256(teacher / "model.safetensors")
         source["teacher"] = {"model": settings.model, "weights_sha256": weights} | (
-            {"dimensions": wanted} if wanted != own else {})
+            {} if directions is None else {"dimensions": settings.dimensions})
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
-def principal_components(vectors: np.ndarray, dimensions: int) -> torch.Tensor:
-    """[dim, dimensions] what projects vectors [n, dim] on the directions in which they differ most."""
+def projection(vectors: np.ndarray, dimensions: int, split: str, name: str) -> torch.Tensor:
+    """[dim, dimensions] what a teacher's vectors [n, dim] are multiplied with, as those of train say."""
+    count, own = vectors.shape
+    if dimensions > own:
+        return torch.eye(own, dimensions)
+    if split != "train" or count <= dimensions:
+        raise InputError(f"teachers.{name}.dimensions = {dimensions}: principal components are those of more English "
+                         f"sentences than that, and train has {count if split == 'train' else 0}; give more, or choose "
+                         "a teacher of the student's dimensions")
     whole = torch.as_tensor(vectors[np.isfinite(vectors).all(axis=1)], dtype=torch.float64)
     values, directions = torch.linalg.eigh(torch.cov(whole.T))      # by rising variance
-    print(f"{len(values)} dimensions of the teacher become {dimensions}, with "
+    print(f"{own} dimensions of the teacher become {dimensions}, with "
           f"{values[-dimensions:].sum() / values.sum():.1%} of the variance of train", flush=True)
     return directions.flip(1)[:, :dimensions].float()
 

@@ -201,14 +201,15 @@ def set_dropout(share: float | None, *modules: torch.nn.Module) -> None:
 
     That is layers, and numbers that layers of attention have. Raises InputError where there is neither.
     """
-    found = 0
-    for layer in (layer for module in modules if share is not None for layer in module.modules()):
-        names = ["p"] if isinstance(layer, torch.nn.Dropout) else [
-            name for name, value in vars(layer).items() if "dropout" in name and isinstance(value, float)]
-        for name in names:
-            setattr(layer, name, share)
-        found += len(names)
-    if share is not None and not found:
+    if share is None:
+        return
+    layers = [layer for module in modules for layer in module.modules()]
+    found = [(layer, "p") for layer in layers if isinstance(layer, torch.nn.Dropout)]
+    found += [(layer, name) for layer in layers for name, value in vars(layer).items()
+              if "dropout" in name and isinstance(value, float)]
+    for layer, name in found:
+        setattr(layer, name, share)
+    if not found:
         raise schema.InputError(f"train.dropout is {share}, and the base model has no dropout; set it to null")
 
 

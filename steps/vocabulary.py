@@ -106,14 +106,19 @@ def dimensions(model: Path) -> int | None:
     return next((said[key] for key in ("hidden_size", "dim", "d_model") if key in said), None)
 
 
+def own_labels(model: Path) -> list[str]:
+    """The names that a classifier's config gives its classes; none where they are the library's LABEL_0, LABEL_1 ..."""
+    names = config(model).get("id2label", {})
+    found = [str(names[place]) for place in sorted(names, key=int)]
+    return [] if found == [f"LABEL_{place}" for place in range(len(found))] else found
+
+
 def other_classes(model: Path, labels: list[str]) -> str:
     """Why its answers, which are the places of labels, cannot be those of these labels; nothing where they may be."""
-    names = config(model).get("id2label", {})
-    names = [names[place] for place in sorted(names, key=int)]
     if not any(name.startswith(HEADS) for name in shapes(model)):
         return "it has no head that classifies"
-    unnamed = names == [f"LABEL_{place}" for place in range(len(names))]
-    return "" if unnamed or names == labels else f"its classes are {', '.join(names)}"
+    names = own_labels(model)
+    return f"its classes are {', '.join(names)}" if names and names != labels else ""
 
 
 def shapes(base_model: Path) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """Rows of text -> Arrow files of them and their tokens, a chunk at a time."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from pathlib import Path
 
@@ -25,12 +25,11 @@ class Writer:
         vocabulary.check(base_model, self.tokenizer)
         self.base_model, self.max_length, self.folder, self.found = base_model, max_length, folder, found
 
-    def write(self, name: str, texts: Iterable[str], rows: Iterable[dict], words: bool = False,
-              total: int | None = None) -> None:
-        """Writes rows, of which there are at most `total`, to NAME.arrow and counts rows, cut texts and unknown
-        tokens under NAME."""
+    def write(self, name: str, texts: Iterable[str], rows: Iterable[dict], words: bool = False) -> None:
+        """Writes rows to NAME.arrow and counts rows, cut texts and unknown tokens under NAME."""
         import pyarrow as pa
 
+        total = len(rows) if isinstance(rows, Sized) else None
         rows, texts = iter(rows), tuple(texts)
         if words and not self.tokenizer.is_fast:
             raise InputError(f"{self.base_model}: its tokenizer does not say where words begin; choose a fast one")
@@ -126,7 +125,7 @@ class Writer:
             if not kept:
                 raise InputError(f"{self.found.written['train']['rows']} sentences are too few to hold out a share of "
                                  f"{share}; give more text, or set prepare.held_out to 0 and select by another metric")
-            self.write(HELD_OUT, ["text"], kept.values(), words, total=len(kept))
+            self.write(HELD_OUT, ["text"], kept.values(), words)
 
     def write_noised(self, noise) -> None:
         """noised.tsv: the first sentences and what the noise of seed 0, epoch 0 leaves of them."""

@@ -62,6 +62,6 @@ def test_preparing_says_how_many_rows_are_written(tiny_model, tmp_path, monkeypa
     monkeypatch.setattr(progress, "HEARTBEAT", 0)
     monkeypatch.setattr(writing, "CHUNK", 2)
     writer = writing.Writer(tiny_model, 16, Path(tmp_path), findings(tmp_path))
-    writer.write("train", ["text"], ({"text": "filter"} for _ in range(3)), total=3)
+    writer.write("train", ["text"], [{"text": "filter"}] * 3)
     assert [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()] == [
         "preparing train: 2/3 rows (67%)", "preparing train: 3/3 rows (100%)", "train: 3 rows"]
