@@ -1,19 +1,19 @@
 """Our training of a recipe against the library's stock trainer in fp32: speed, and dev and test scores over seeds.
 
-python -m benchmarks.training RECIPE [--seeds 1 2 3] [--steps 50]
+python -m benchmarks.training RECIPE [--seeds 1 2 3] [--steps 50] [--sides stock ours]
 
 Run it where params.yaml and the recipe's prepared data are (dvc repro prepare@RECIPE). Every side trains the same
 rows with the recipe's batch size, learning rate, schedule and threads, in turns within each seed, in this one process;
 ratios are of what trainer.train() takes, once in wall seconds and once in the process's CPU seconds. Where others use
 the machine, set `threads: 1` and read the CPU seconds: of one thread they hold no waiting and no spinning. With --steps
 each side stops after so many steps and nothing is scored; without, it trains all epochs and the last model is scored by
-the same code for every side. On a GPU each line also says what PyTorch's tensors took of its memory at the peak. Stock
-sides, of which multilingual and mlm have none:
+the same code for every side. On a GPU each line also says what PyTorch's tensors took of its memory at the peak. The
+sides are ours and these, all that the recipe has but `still` where --sides names none:
 
-- stock: texts in random batches, tokenized as they come, padded to the longest, as the library's examples have it
-- padded (classifiers): the same padded to max_length, as the published tutorial has it
-
-and with --still one that is ours but for dropout, of which it has none.
+- stock: texts in random batches, tokenized as they come, padded to the longest, as the library's examples have it; not
+  of multilingual and mlm
+- padded: the same padded to max_length, as the published tutorial has it; of classifiers
+- still: ours without dropout
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=-1)
     parser.add_argument("--warm-up", type=int, default=0, help="steps of each side before its time begins")
     parser.add_argument("--batch-size", type=int, help="in place of the recipe's")
-    parser.add_argument("--still", action="store_true", help="one more side: ours without dropout")
+    parser.add_argument("--sides", nargs="+")
     options = parser.parse_args()
     command.quiet()
 
@@ -50,13 +50,14 @@ def main() -> None:
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=changes)})
     run = Run(recipes.get(options.recipe), settings, Path("data/prepared") / options.recipe, options.steps,
               options.warm_up)
-    sides = {"stock": run.stock, "ours": run.ours}
-    if options.recipe in ("multilingual", "mlm"):
-        del sides["stock"]
-    if options.still:
-        sides["still"] = lambda seed: run.ours(seed, dropout=0.0)
+    sides = {"ours": run.ours, "still": lambda seed: run.ours(seed, dropout=0.0)}
+    if options.recipe not in ("multilingual", "mlm"):
+        sides = {"stock": run.stock, **sides}
     if settings.kind == "classification":
         sides = {"padded": lambda seed: run.stock(seed, padded=True), **sides}
+    if missing := set(options.sides or ()) - sides.keys():
+        parser.error(f"{options.recipe} has no side {', '.join(missing)}; choose of {', '.join(sides)}")
+    sides = {name: side for name, side in sides.items() if name in (options.sides or sides.keys() - {"still"})}
     wall, cpu = {s: [] for s in sides}, {s: [] for s in sides}
     scores = {(s, split): [] for s in sides for split in ("dev", "test")}
     for turn, seed in enumerate(options.seeds):
@@ -74,7 +75,7 @@ def main() -> None:
                     line += f"  {split} {scores[side, split][-1]:.4f}"
             print(line, flush=True)
     for side in sides:
-        if side != "ours":
+        if side != "ours" and "ours" in sides:
             for name, seconds in (("wall", wall), ("CPU", cpu)):
                 ratios = [a / b for a, b in zip(seconds[side], seconds["ours"], strict=True)]
                 print(f"{side}/ours, {name} seconds: {min(ratios):.2f} to {max(ratios):.2f}, "
