@@ -62,8 +62,9 @@ def lines(count: int) -> list[str]:
 
 
 def test_a_document_is_cut_at_the_splitter():
-    assert parts("The drum is full! Why does it\nnot drain? I opened the hatch...") == [
-        "The drum is full", "Why does it", "I opened the hatch"]
+    document = "The drum is full! Why does it\nnot drain? I opened the hatch..."
+    assert parts(document) == ["The drum is full! Why does it", "not drain? I opened the hatch"]
+    assert parts(document, splitter=r"[.?!\n]+") == ["The drum is full", "Why does it", "I opened the hatch"]
 
 
 def test_a_document_without_a_splitter_is_one_text():
