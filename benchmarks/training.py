@@ -56,7 +56,7 @@ def main() -> None:
     if settings.kind == "classification":
         sides = {"padded": lambda seed: run.stock(seed, padded=True), **sides}
     if missing := set(options.sides or ()) - sides.keys():
-        parser.error(f"{options.recipe} has no side {', '.join(missing)}; choose of {', '.join(sides)}")
+        parser.error(f"{options.recipe} has no side {', '.join(sorted(missing))}; choose of {', '.join(sides)}")
     sides = {name: side for name, side in sides.items() if name in (options.sides or sides.keys() - {"still"})}
     wall, cpu = {s: [] for s in sides}, {s: [] for s in sides}
     scores = {(s, split): [] for s in sides for split in ("dev", "test")}
