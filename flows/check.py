@@ -45,7 +45,7 @@ def _look(name: str, project: params.Project, work: Path) -> Findings:
     files = [preflight.files(path, project) or reading.splits(_fetched("dataset", path, project, work))
              for path in paths]
     base_model = preflight.model_folder(settings.base_model, project) or _fetched(
-        "model", settings.base_model, project, work)
+        "model", preflight.first_model(settings.base_model, project), project, work)
     found = prepare.fill(recipes.get(name), settings.model_copy(update={"base_model": str(base_model)}),
                          work / "prepared", *files)
     found.stops += preflight.licences(settings, project)
@@ -64,11 +64,10 @@ def _stale(paths: Iterable[str], project: params.Project) -> list[str]:
 def _fetched(what: str, path: str, project: params.Project, work: Path) -> Path:
     """A source that is not here, fetched into the folder `work`."""
     name, folder = Path(path).name, work / path
-    entry = project.sources("datasets" if what == "dataset" else "base_models").get(name)
-    if entry is None or path.startswith("data/taught/"):
+    if path.startswith("data/taught/"):
         raise InputError(f"{path} is not there yet; make it with: dvc repro teach@{name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    download.download(name, entry, what, folder)
+    download.download(name, project.sources("datasets" if what == "dataset" else "base_models")[name], what, folder)
     return folder
 
 

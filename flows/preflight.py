@@ -1,7 +1,8 @@
 """Recipes about to run -> every reason they would fail by later that shows in seconds: an InputError with the fixes.
 
 Memory is a rough upper bound: 16 bytes a parameter (weights, gradients, two moments of AdamW), and what the layers
-keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, eq. 2).
+keep of a batch whose texts all reach max_length (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, eq. 2); of
+plain text, whose words are guessed, a score of each token for each word of the vocabulary too.
 """
 
 import contextlib
@@ -13,13 +14,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from flows import graph
 from steps import checkpoint, contract, download, params, reading, recipes, vocabulary
-from steps.schema import InputError, Recipe
+from steps.schema import InputError, Recipe, Train
 from steps.sources import LocalDataset, LocalModel
 
 CHECKPOINTS = 3         # that lie on the disk at the worst moment: two that are kept and one that is written
+SCORES = 12             # bytes for each token and word of the vocabulary: scores, their logarithms, their gradient
 SAVED = 16              # bytes a parameter in a checkpoint: the weights, the best ones so far, two moments of AdamW
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -92,7 +95,7 @@ def room(name: str, settings: Recipe, project: params.Project, stale: Iterable[s
     count, free, cards = parameters(model), shutil.disk_usage(".").free, len(visible_cards())
     has, problems = memory(settings.train.processes), []
     here = 1 if cards else settings.train.processes     # that share this memory
-    disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings))
+    disk, batch = CHECKPOINTS * SAVED * count, here * (16 * count + activations(model, settings, recipes.get(name)))
     if cards and settings.train.processes > cards:
         problems.append(f"{name}: train.processes = {settings.train.processes}, one GPU each, and there are {cards}; "
                         f"set it to {cards}")
@@ -100,9 +103,8 @@ def room(name: str, settings: Recipe, project: params.Project, stale: Iterable[s
         problems.append(f"{name}: {CHECKPOINTS} checkpoints of {model} need {disk / 1e9:.1f} GB of the disk and "
                         f"{free / 1e9:.1f} are free; free some, or choose a smaller base_model")
     if batch > has:
-        problems.append(f"{name}: a batch may need {batch / 1e9:.1f} GB of memory and there are {has / 1e9:.1f}; halve "
-                        f"train.batch_size ({settings.train.batch_size}) and double train.gradient_accumulation, or "
-                        f"lower prepare.max_length ({settings.prepare.max_length})")
+        problems.append(f"{name}: a batch may need {batch / 1e9:.1f} GB of memory and there are {has / 1e9:.1f}; "
+                        f"{remedy(settings.train)}, or lower prepare.max_length ({settings.prepare.max_length})")
     return (f"{name}: {count / 1e6:.1f} M parameters; {CHECKPOINTS} checkpoints of {disk / 1e9:.1f} GB "
             f"({free / 1e9:.1f} free), at most {batch / 1e9:.1f} GB of memory (of {has / 1e9:.1f})", problems)
 
@@ -235,8 +237,17 @@ def parameters(model: Path) -> int:
     return sum(math.prod(shape) for shape in vocabulary.shapes(model).values())
 
 
-def activations(model: Path, settings: Recipe) -> int:
-    """Bytes that the layers keep of one process's part of a batch for its gradient."""
+def remedy(train: Train) -> str:
+    """What to set for the same training with less in memory; the negatives of `nli` are the other rows of its batch."""
+    if getattr(train, "loss", None) == "multiple_negatives":
+        return "set train.loss: cached"
+    if getattr(train, "loss", None) == "cached":
+        return f"lower train.mini_batch_size ({train.mini_batch_size})"
+    return f"halve train.batch_size ({train.batch_size}) and double train.gradient_accumulation"
+
+
+def activations(model: Path, settings: Recipe, recipe: ModuleType) -> int:
+    """Bytes that one process keeps of its part of a batch for the gradient."""
     config = vocabulary.config(model)
     hidden, layers, heads = (next((config[k] for k in keys if k in config), 0) for keys in (
         ("hidden_size", "dim"), ("num_hidden_layers", "n_layers"), ("num_attention_heads", "n_heads")))
@@ -244,9 +255,10 @@ def activations(model: Path, settings: Recipe) -> int:
     rows = settings.train.batch_size // (settings.train.processes * settings.train.nodes)
     if getattr(settings.train, "loss", None) == "cached":
         rows = min(rows, settings.train.mini_batch_size)
-    texts = len(type(settings.prepare.columns).model_fields) if settings.kind == "embedding" else 1
+    texts = len(recipes.texts(recipe, settings.prepare)) + getattr(recipe, "WORDS", False)     # with and without noise
     number = 2 if settings.train.precision == "bf16" else 4
-    return number * layers * rows * texts * length * (17 * hidden + 5 * heads * length // 2)
+    scores = SCORES * config.get("vocab_size", 0) if recipes.unlabelled(recipe) else 0
+    return rows * length * (texts * number * layers * (17 * hidden + 5 * heads * length // 2) + scores)
 
 
 def memory(processes: int = 1) -> int:

@@ -63,12 +63,13 @@ def register_finished(name: str) -> None:
     say_changes()
     project = params.load()
     project.recipe(name)
-    stages = [s.name for s in graph.plan(project.targets([name]))]
+    targets = project.targets([name])
+    stages = [s.name for s in graph.plan(targets)]
     for line in graph.discard_damaged([s for s in stages if s.startswith(("train@", "evaluate@"))]):
         print(line, flush=True)
     if old := graph.stale(stages):
         raise InputError(f"{', '.join(old)} would have to run again: what lies here is not what params.yaml, the code "
-                         f"and the data now make; first: dvc repro evaluate@{name}")
+                         f"and the data now make; first: dvc repro {' '.join(targets)}")
     print(table(name, register.register(name)))
 
 

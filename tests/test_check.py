@@ -1,11 +1,14 @@
 """`evergreen check RECIPE` says what is in the data and what would stop a run, and writes nothing but its report."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.project import Project, digests, sample, write_rows
+from steps import params
+from tests.hub_server import HubServer
+from tests.project import ROOT, Project, digests, sample, write_rows
 
 TRAIN = "samples/appliances/train.csv"
 
@@ -121,6 +124,23 @@ def test_the_rows_that_stop_a_run_are_all_listed_until_the_next_one(checked):
     checked.edit("recipes.sts.contract.bad_rows", 0.5)
     checked.dvc("repro", "prepare@sts")
     assert not (checked / ".evergreen/refused/sts").exists()
+
+
+def test_of_a_chain_that_was_not_trained_the_first_model_is_fetched(checked, evergreen):
+    files = {path.name: path.read_bytes() for path in (checked / "tiny-bert").iterdir()}
+    with HubServer() as hub:
+        hub.plain |= files
+        checked.edit("base_models.remote", {"far": {"url": f"{hub.url}/plain/", "licence": "MIT", "sha256": {
+            name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}})
+        checked.edit("recipes.sts.base_model", "models/base/far")
+        text = params.read(ROOT / "params.yaml")["recipes"]["tsdae"]
+        text |= {"base_model": "models/sts", "dataset": "data/raw/appliances"}
+        text["prepare"]["columns"]["text"] = "sentence1"
+        text["contract"]["unknown"] = 0.4
+        checked.edit("recipes.tsdae", text)
+        done = evergreen("check", "tsdae")
+    assert done.code == 0, done.out + done.err
+    assert not Path("models").exists()
 
 
 @pytest.mark.parametrize("name, said", [("stx", "recipe 'stx' is not known; known recipes: sts")])

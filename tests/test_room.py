@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import graph, preflight
-from steps import params
+from steps import params, recipes, vocabulary
 from steps.schema import InputError
 from tests.test_preflight import passes, refusal
 
@@ -94,11 +94,34 @@ def test_more_rows_longer_texts_and_more_layers_need_more_memory(here, tiny_mode
     def need(**changes) -> int:
         parts = {part: getattr(settings, part).model_copy(update={k: v for k, v in changes.items()
                  if hasattr(getattr(settings, part), k)}) for part in ("train", "prepare")}
-        return preflight.activations(tiny_model, settings.model_copy(update=parts))
+        return preflight.activations(tiny_model, settings.model_copy(update=parts), recipes.get("sts"))
 
     assert need(batch_size=32) == 2 * need(batch_size=16) == 4 * need(processes=2)
     assert need(max_length=256) > 2 * need(max_length=128)
     assert need(precision="bf16") * 2 == need(precision="fp32")
+
+
+@pytest.mark.parametrize("name, texts, guesses", [
+    ("nli", 3, 0), ("multilingual", 2, 0), ("mlm", 1, 1), ("tsdae", 2, 1)])
+def test_each_text_of_an_example_needs_memory_and_so_do_guessed_words(shipped, tiny_model, name, texts, guesses):
+    """A text of tsdae stands in the batch with and without noise."""
+    def need(name: str) -> int:
+        parts = {"prepare": {"max_length": 64}, "train": {"batch_size": 8}}
+        settings = shipped[name].model_copy(update={part: getattr(shipped[name], part).model_copy(update=same)
+                                                    for part, same in parts.items()})
+        return preflight.activations(tiny_model, settings, recipes.get(name))
+
+    scores = 12 * vocabulary.config(tiny_model)["vocab_size"] * 64 * 8
+    assert need(name) == need("sts") // 2 * texts + guesses * scores
+
+
+def test_the_remedy_keeps_what_a_batch_is(shipped):
+    """Accumulated gradients add no negatives, so that nli's batch is not halved."""
+    train = shipped["nli"].train
+    assert preflight.remedy(train) == "set train.loss: cached"
+    assert preflight.remedy(train.model_copy(update={"loss": "cached"})) == "lower train.mini_batch_size (16)"
+    assert preflight.remedy(train.model_copy(update={"loss": "triplet"})) == (
+        "halve train.batch_size (32) and double train.gradient_accumulation")
 
 
 def fake_cards(folder: Path, monkeypatch, *megabytes: int) -> None:
