@@ -89,7 +89,7 @@ def page(name: str, found: Findings, folder: Path) -> str:
     for pair, counts in report["overlaps"].items():
         one, other = pair.split("/", 1)
         if counts["distinct"]:
-            drop = f"; {counts['dropped']} rows dropped from train" if "dropped" in counts else ""
+            drop = f"; {counts['dropped']} rows dropped from {one}" if "dropped" in counts else ""
             letter = f" ({counts['letter']} letter for letter)" if "letter" in counts else ""
             lines += [f"\n  {counts['distinct']} examples of {one} stand in {other} too{letter}{drop}",
                       *(f"    {text}" for text in counts["examples"])]

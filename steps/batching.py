@@ -106,9 +106,10 @@ class NoiseCollator(Collator):
 
     batches: "LengthGroupedBatches | None" = None
 
-    def __init__(self, tokenizer, kind: str, ratio: float, seed: int):
+    def __init__(self, tokenizer, kind: str, ratio: float, seed: int, max_length: int):
         super().__init__(tokenizer.pad_token_id)
         self.kind, self.ratio, self.seed, self.mask_id = kind, ratio, seed, tokenizer.mask_token_id or 0
+        self.max_length = max_length
 
     def epoch(self, numbers: np.ndarray) -> int:
         return 0 if numbers[0] < 0 or self.batches is None else self.batches.epoch
@@ -120,7 +121,10 @@ class NoiseCollator(Collator):
         return self.padded("noised", damaged) | self.padded("text", original)
 
     def damage(self, ids: list[np.ndarray], words: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:
-        """Token ids of b rows and the starts of their words -> their ids with noise; special tokens stay."""
+        """Token ids of b rows and the starts of their words -> their ids with noise, at most max_length of them.
+
+        Special tokens stay.
+        """
         counts = np.array([len(w) - 1 for w in words])
         index, left = noise.words(self.kind, self.ratio, self.seed, self.epoch(numbers), numbers, counts)
         flat = np.concatenate([i[w[0]:w[-1]] for i, w in zip(ids, words, strict=True)])
@@ -128,14 +132,15 @@ class NoiseCollator(Collator):
         tokens, lengths = noise.tokens(flat, first, index, self.mask_id)
         ends = np.cumsum(lengths)[np.cumsum(left) - 1]
         inner = np.split(tokens, ends[:-1])
-        return [np.concatenate([i[:w[0]], part, i[w[-1]:]]) for i, w, part in zip(ids, words, inner, strict=True)]
+        return [np.concatenate([i[:w[0]], part[:self.max_length - len(i) + w[-1] - w[0]], i[w[-1]:]])
+                for i, w, part in zip(ids, words, inner, strict=True)]
 
 
 class MaskCollator(NoiseCollator):
     """Rows of plain text -> its tokens with some masked, and as labels the ids that were there, -100 elsewhere."""
 
-    def __init__(self, tokenizer, ratio: float, seed: int):
-        super().__init__(tokenizer, "mask", ratio, seed)
+    def __init__(self, tokenizer, ratio: float, seed: int, max_length: int):
+        super().__init__(tokenizer, "mask", ratio, seed, max_length)
         special = set(tokenizer.all_special_ids)
         self.choices = np.array([i for i in range(len(tokenizer)) if i not in special])
 
@@ -158,8 +163,8 @@ class LengthGroupedBatches:
 
     Every example once an epoch. `grouping` batches are shuffled together and then sorted by length, so that batches
     stay random in all but length; 1 leaves them random in length too. With `keys`, the texts of each example as
-    numbers [n, columns], no two examples of a batch share a text: one that would waits for a later batch, and the
-    few that find none are left out of the epoch.
+    numbers [n, columns], no two examples of a batch share a text: one that would waits for a later batch, and those
+    that find none are left out of the epoch.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, grouping: int, seed: int, keys: np.ndarray | None = None):

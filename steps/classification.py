@@ -26,9 +26,10 @@ from steps.schema import InputError
 
 
 def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer: Path | None = None) -> PreTrainedModel:
-    """The classifier in `path`, with its own names of the labels, or with a new head of the recipe's.
+    """The classifier in `path`, in fp32, with its own names of the labels, or with a head for the recipe's.
 
-    Raises InputError where `path` has no head for these labels and none is to be made.
+    That is a new one, or the one in `path` where it has as many classes. Raises InputError where `path` has no head
+    for these labels and none is to be made.
     """
     transformers_logging.disable_progress_bar()
     if not list(path.glob("*.safetensors")):
@@ -43,7 +44,7 @@ def load(path: Path, settings: schema.Recipe, new_head: bool = False, tokenizer:
                          f"{', '.join(sorted(lacking))}; choose a model with a head for these labels")
     model.tokenizer = AutoTokenizer.from_pretrained(tokenizer or path, local_files_only=True)
     model.max_seq_length = settings.prepare.max_length
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.float().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def other_labels(model: PreTrainedModel, settings: schema.Recipe) -> str:

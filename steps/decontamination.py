@@ -137,8 +137,26 @@ class Evaluation:
                     "them anew, or allow more, and those rows of train are dropped")
         for one, other in combinations(self.rows, 2):
             if shared := [key for key, where in self.exact.items() if one in where and other in where]:
-                self.found.overlaps[f"{one}/{other}"] = {
-                    "distinct": len(shared), "examples": [_text(self.exact[k][one]) for k in shared[:EXAMPLES]]}
+                self.found.overlaps.setdefault(f"{one}/{other}", {
+                    "distinct": len(shared), "examples": [_text(self.exact[k][one]) for k in shared[:EXAMPLES]]})
+
+
+def apart(dev: Sequence[dict], test: Iterable[Mapping], texts: Sequence[str], contract: Contract,
+          found: Findings) -> list[dict]:
+    """The rows of dev that test does not hold: no model is selected by rows on which it is reported."""
+    known = {key for row in test for key in keys([row[t] for t in texts])}
+    kept, shared = [], []
+    for row in dev:
+        (kept if known.isdisjoint(keys([row[t] for t in texts])) else shared).append(row)
+    if shared:
+        examples = [_text([row[t] for t in texts]) for row in shared[:EXAMPLES]]
+        found.overlaps["dev/test"] = {"dropped": len(shared), "distinct": len(shared), "examples": examples}
+        if len(shared) > contract.leaked * len(dev):
+            found.stops.append(
+                f"{len(shared) / len(dev):.1%} of dev stands in test too, such as {shown(examples[0])!r}; more than "
+                f"the allowed {contract.leaked:.1%} (contract.leaked): a model would be selected by the rows on which "
+                "it is reported; make the splits anew, or allow more, and those rows of dev are dropped")
+    return kept
 
 
 def repeats(rows: Sequence[Mapping], texts: Sequence[str]) -> dict:

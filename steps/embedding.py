@@ -27,7 +27,10 @@ FEW = 4             # texts of a batch that are looked at for it
 
 
 def encoder(path: Path, max_length: int, pooling: str | None) -> SentenceTransformer:
-    """The encoder in `path`; one without sentence-transformers modules gets the pooling named, or mean."""
+    """The encoder in `path`, in fp32; one without sentence-transformers modules gets the pooling named, or mean.
+
+    The library loads 16-bit weights as they are, and steps of training are too small for those: nothing is learnt.
+    """
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformers_logging.disable_progress_bar()
@@ -40,7 +43,7 @@ def encoder(path: Path, max_length: int, pooling: str | None) -> SentenceTransfo
         pooled = Pooling(words.get_embedding_dimension(), pooling_mode=pooling or "mean")
         model = SentenceTransformer(modules=[words, pooled])
     model.max_seq_length = max_length
-    return model
+    return model.float()
 
 
 def pool(model: SentenceTransformer, pooling: str | None) -> None:
@@ -129,6 +132,10 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         batches = batching.LengthGroupedBatches(batching.lengths(dataset), batch_size, self.length_grouping, seed, keys)
         if dataset is self.train_dataset:
             self.batches = self.data_collator.batches = batches
+        if keys is not None and (left := len(keys) - sum(map(len, batches))):
+            training.say(f"{left} of {len(keys)} rows of train find no batch of {batch_size} without their texts, and "
+                         "an epoch goes without them (each without others): lower train.batch_size, or choose a loss "
+                         "that allows repeats")
         return batches
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -205,8 +212,8 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
         batching.Collator(model.tokenizer.pad_token_id))
     no_duplicates = getattr(chosen, "no_duplicates", False)
     smaller = recipe.in_parts(chosen, parts) if parts > 1 and hasattr(recipe, "in_parts") else None
-    loss = recipe.loss(model, smaller or chosen, train_set)
-    training.set_dropout(chosen.dropout, model, loss)
+    loss = recipe.loss(model, smaller or chosen, train_set).float()     # a decoder or head that it loads as well
+    training.set_dropout(chosen.dropout, model)
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,

@@ -123,7 +123,7 @@ class Train(Strict):
     gradient_accumulation adds up the gradients of so many batches before a step. It makes no batch larger to a
     contrastive loss: an anchor still sees the negatives of its own batch alone.
 
-    dropout is the share of activations set to 0 in training (Srivastava et al. 2014,
+    dropout is the share of the encoder's activations set to 0 in training (Srivastava et al. 2014,
     https://jmlr.org/papers/v15/srivastava14a.html); the base model's own where it is null.
     """
 
@@ -283,6 +283,9 @@ class Unlabelled(Recipe):
         if entry is None or entry.task != "sts" or entry.dev is None:
             raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
                              "plain text alone tells nothing of the model's quality")
+        if entry.dev == entry.test:
+            raise ValueError(f"the first of tasks has {entry.test!r} as dev and as test: a model would be selected by "
+                             "the rows on which it is reported; name two splits")
         if self.prepare.subset:
             raise ValueError("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
         if self.train.metric == "loss" and not self.prepare.held_out:

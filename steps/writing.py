@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
+from math import floor
 from pathlib import Path
 
 from steps import decontamination, vocabulary
@@ -95,18 +96,18 @@ class Writer:
         return table
 
     def write_text(self, sentences: Iterator[dict], share: float, words: bool) -> None:
-        """Numbers the sentences and writes them as train; of every 1 / share one is held out, until a chunk is full.
+        """Numbers the sentences and writes them as train; a share of them is held out, evenly, until a chunk is full.
 
         No text stands in both: in place of one that train has, the next new one is held out, and later copies go.
         """
-        every, due = round(1 / share) if share else 0, 0
+        due = 0
         kept, trained, copies = {}, set(), Counter()
 
         def numbered() -> Iterator[dict]:
             nonlocal due
             for number, row in enumerate(sentences):
-                due += bool(every) and number % every == every - 1
-                key, more = hash(decontamination.normal(row["text"])) if every else 0, len(kept) < CHUNK
+                due += floor(round((number + 1) * share, 6)) - floor(round(number * share, 6))
+                key, more = hash(decontamination.normal(row["text"])) if share else 0, len(kept) < CHUNK
                 if key in kept:
                     self.found.overlap(HELD_OUT, "exact", 1.0, row["text"], kept[key]["text"])
                     copies[kept[key]["text"]] += 1
@@ -119,7 +120,7 @@ class Writer:
                     yield {**row, "row": number}
 
         self.write("train", ["text"], numbered(), words)
-        if every:
+        if share:
             self.found.overlaps[f"train/{HELD_OUT}"] = {
                 "dropped": copies.total(), "distinct": len(copies), "examples": [*copies][:decontamination.EXAMPLES]}
             if not kept:
@@ -137,7 +138,7 @@ class Writer:
             raise InputError(f"{self.base_model}: its tokenizer has no mask token; choose another prepare.noise.kind")
         rows = batching.load(self.folder / "train.arrow")
         rows = rows.select(range(min(NOISED, len(rows))))
-        collator = batching.NoiseCollator(self.tokenizer, noise.kind, noise.ratio, seed=0)
+        collator = batching.NoiseCollator(self.tokenizer, noise.kind, noise.ratio, 0, self.max_length)
         ids = [np.asarray(i) for i in rows["text_input_ids"][:]]
         damaged = collator.damage(ids, [np.asarray(w) for w in rows["text_word_starts"][:]],
                                   np.asarray(rows["row"][:]))

@@ -217,7 +217,7 @@ def test_the_pairs_of_the_samples_share_texts_and_no_batch_does(pairs):
 
 
 def noisy(tokenizer, epoch: int, kind: str = "delete", ratio: float = 0.6) -> batching.NoiseCollator:
-    collator = batching.NoiseCollator(tokenizer, kind, ratio, seed=42)
+    collator = batching.NoiseCollator(tokenizer, kind, ratio, seed=42, max_length=32)
     collator.batches = LengthGroupedBatches(np.ones(1), 1, 1, 42)
     collator.batches.set_epoch(epoch)
     return collator
@@ -253,6 +253,15 @@ def test_mask_puts_one_mask_for_a_word_of_several_tokens(tokenizer):
     assert found == {(2, 10, 11, 12, 20, 3), (2, mask, 20, 3), (2, 10, 11, 12, mask, 3)}
 
 
+def test_words_that_are_inserted_make_no_text_longer_than_max_length(plain, tokenizer):
+    cut, whole = noisy(tokenizer, 0, "insert", 0.99), noisy(tokenizer, 0, "insert", 0.99)
+    whole.max_length = 1000
+    cut, whole = (unpadded(collator(plain["train"]), "noised") for collator in (cut, whole))
+    assert max(map(len, whole)) > 40 and max(map(len, cut)) == 32
+    assert [ids[:31] for ids in cut if len(ids) == 32] == [ids[:31] for ids in whole if len(ids) >= 32]
+    assert {ids[-1] for ids in cut} == {tokenizer.sep_token_id}
+
+
 def test_noise_differs_between_epochs_for_train_and_not_for_what_is_held_out(plain, tokenizer):
     seen = {split: {str(unpadded(noisy(tokenizer, epoch)(rows), "noised")) for epoch in range(3)}
             for split, rows in plain.items()}
@@ -263,7 +272,7 @@ def test_noise_differs_between_epochs_for_train_and_not_for_what_is_held_out(pla
 def test_masked_tokens_differ_between_epochs_for_train_and_not_for_what_is_held_out(plain, tokenizer):
     seen = {split: set() for split in plain}
     for epoch in range(3):
-        collator = batching.MaskCollator(tokenizer, 0.15, seed=42)
+        collator = batching.MaskCollator(tokenizer, 0.15, seed=42, max_length=32)
         collator.batches = noisy(tokenizer, epoch).batches
         for split, rows in plain.items():
             seen[split].add(str(collator(rows)["text_input_ids"].tolist()))
@@ -271,7 +280,7 @@ def test_masked_tokens_differ_between_epochs_for_train_and_not_for_what_is_held_
 
 
 def test_labels_of_masked_tokens_are_what_stood_there_and_special_tokens_are_never_asked_for(plain, tokenizer):
-    batch = batching.MaskCollator(tokenizer, 0.3, seed=42)(plain["train"])
+    batch = batching.MaskCollator(tokenizer, 0.3, seed=42, max_length=32)(plain["train"])
     for row, ids, seen, asked in zip(plain["train"], batch["text_input_ids"], batch["text_attention_mask"],
                                      batch["label"], strict=True):
         original = row["text_input_ids"]
@@ -285,5 +294,5 @@ def test_labels_of_masked_tokens_are_what_stood_there_and_special_tokens_are_nev
 
 
 def test_a_random_token_in_a_masked_ones_place_is_never_a_special_one(plain, tokenizer):
-    collator = batching.MaskCollator(tokenizer, 0.15, seed=42)
+    collator = batching.MaskCollator(tokenizer, 0.15, seed=42, max_length=32)
     assert sorted({*range(len(tokenizer))} - {*collator.choices.tolist()}) == sorted(tokenizer.all_special_ids)

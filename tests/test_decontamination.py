@@ -87,10 +87,19 @@ def test_the_tasks_of_the_suite_are_evaluation_too(look):
     assert found.overlaps["train/tasks/triplets"]["dropped"] == 1
 
 
-def test_what_dev_and_test_share_is_counted(look):
+def test_what_test_has_too_is_no_row_of_dev(look):
     test = pairs(20, split="test")
-    found = look("sts", **sts(dev=[*pairs(20, split="dev"), test[7]]))
-    assert found.overlaps["dev/test"] == {"distinct": 1, "examples": [" | ".join(test[7][:2])]}
+    one, other, score = test[7]
+    found = look("sts", **sts(dev=[*pairs(20, split="dev"), [other.upper(), one, score]]))
+    assert found.overlaps["dev/test"] == {"dropped": 1, "distinct": 1, "examples": [f"{other.upper()} | {one}"]}
+    assert found.written["dev"]["rows"] == 20 and found.stops == []
+    assert "dev: 1 rows left out that stand in test too" in found.said()
+
+
+def test_a_dev_that_is_in_part_test_is_refused(look):
+    dev = [*pairs(18, split="dev"), *pairs(20, split="test")[1:3]]
+    stop, = look("sts", contract={"leaked": 0.05}, **sts(dev=dev)).stops
+    assert stop.startswith("10.0% of dev stands in test too, such as '") and "more than the allowed 5.0%" in stop
 
 
 SENTENCE = "the dishwasher leaks water on the kitchen floor every time it starts to rinse the plates"
@@ -136,12 +145,13 @@ def real(look, recipe: str, prepare: dict | None = None, **files: str):
 
 
 def test_the_sts_benchmark_shares_seven_pairs_with_test_and_six_with_dev(look):
-    """Letter for letter; turned round or in other case, five more and one more."""
+    """Letter for letter; turned round or in other case, five more and one more. One of dev's stands in test too."""
     found = real(look, "sts", {"columns": {**dict(zip(PAIRS, PAIRS, strict=True)), "score": "similarity_score"}},
                  train="stsb/en-train.csv.gz", dev="stsb/en-dev.csv.gz", test="stsb/en-test.csv.gz")
     counts = found.overlaps["train/test"], found.overlaps["train/dev"]
-    assert [c["letter"] for c in counts] == [7, 6] and [c["distinct"] for c in counts] == [12, 7]
-    assert found.overlaps["dev/test"]["distinct"] == 3 and found.stops == []
+    assert [c["letter"] for c in counts] == [7, 5] and [c["distinct"] for c in counts] == [12, 6]
+    assert found.overlaps["dev/test"]["dropped"] == 3 and found.stops == []
+    assert found.written["dev"]["rows"] == 1497
 
 
 def test_the_emotion_set_shares_eleven_texts_with_test_and_five_with_validation(look):

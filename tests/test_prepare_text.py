@@ -95,6 +95,11 @@ def test_sentences_are_numbered_and_those_held_out_have_negative_numbers(place):
     assert train["text"] == [line for n, line in enumerate(lines(10)) if n not in (3, 7)]
 
 
+@pytest.mark.parametrize("share, rows", [(0.4, [2, 4, 7, 9]), (0.8, [1, 2, 3, 4, 6, 7, 8, 9])])
+def test_the_share_that_is_held_out_is_the_one_asked_for(place, share, rows):
+    assert table(prepared(*lines(10), held_out=share) / "held_out.arrow")["row"] == [-1 - row for row in rows]
+
+
 def test_a_text_that_is_held_out_stands_in_train_no_other_time(place):
     """Of texts 4 and 8 a copy of the first comes later and is left out; the other was there before, and so the next is
     held out."""
@@ -113,6 +118,13 @@ def test_to_select_by_the_loss_on_held_out_text_some_must_be_held_out():
     values["prepare"]["held_out"] = 0.0
     with pytest.raises(ValueError, match=r"train.metric is loss, which is that on held-out text, and prepare.held_out"):
         recipes.get("mlm").Params.model_validate(values)
+
+
+def test_the_first_task_selects_and_reports_on_two_splits():
+    values = params.read(ROOT / "params.yaml")["recipes"]["tsdae"]
+    values["tasks"]["appliances"]["dev"] = "test"
+    with pytest.raises(ValueError, match=r"the first of tasks has 'test' as dev and as test: a model would"):
+        recipes.get("tsdae").Params.model_validate(values)
 
 
 def test_without_a_share_nothing_is_held_out(place):

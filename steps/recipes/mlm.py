@@ -33,7 +33,7 @@ class Params(schema.Unlabelled):
 def collator(tokenizer, settings, seed: int):
     from steps import batching
 
-    return batching.MaskCollator(tokenizer, settings.train.mask_ratio, seed)
+    return batching.MaskCollator(tokenizer, settings.train.mask_ratio, seed, settings.prepare.max_length)
 
 
 def check(base_model: Path) -> None:

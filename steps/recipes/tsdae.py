@@ -26,7 +26,8 @@ class Params(schema.Unlabelled):
 def collator(tokenizer, settings, seed: int):
     from steps import batching
 
-    return batching.NoiseCollator(tokenizer, settings.prepare.noise.kind, settings.prepare.noise.ratio, seed)
+    prepare = settings.prepare
+    return batching.NoiseCollator(tokenizer, prepare.noise.kind, prepare.noise.ratio, seed, prepare.max_length)
 
 
 def check(base_model: Path) -> None:
@@ -50,12 +51,19 @@ def counted(batch) -> int:
 
 
 def loss(model, train: sentences.Train, rows):
-    """Cross entropy of the original's words, given the vector of what noise left of it. Inputs: noised, original."""
+    """Cross entropy of the original's words, given the vector of what noise left of it. Inputs: noised, original.
+
+    The decoder drops nothing out, in any number of processes: the library's trainer leaves it so.
+    """
     import logging
 
     from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 
+    from steps import training
+
     for noisy in ("sentence_transformers.sentence_transformer.losses.denoising_auto_encoder",
                   "transformers.modeling_utils"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    return DenoisingAutoEncoderLoss(model, tie_encoder_decoder=True)
+    loss = DenoisingAutoEncoderLoss(model, tie_encoder_decoder=True)
+    training.set_dropout(0.0, loss.decoder)
+    return loss
