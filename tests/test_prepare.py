@@ -237,8 +237,8 @@ def test_cola_is_read_as_it_is_published(tmp_path):
 
 def test_a_limit_ends_reading_before_a_bad_row(place):
     """Of all the rows the seventh is bad; with a limit of 5 it is never read."""
-    two = HEADER + "x,y,1\nz,w,2\n"
-    write(place, train=HEADER + "".join(f"a{n},b{n},{n % 5}\n" for n in range(6)) + "c,d,9\n", dev=two, test=two)
+    dev, test = HEADER + "x,y,1\nz,w,2\n", HEADER + "s,t,1\nu,v,2\n"
+    write(place, train=HEADER + "".join(f"a{n},b{n},{n % 5}\n" for n in range(6)) + "c,d,9\n", dev=dev, test=test)
     prepare.prepare(recipes.get("sts"), asked("sts", limit=5), Path("prepared"))
     assert table(place / "prepared/train.arrow")["sentence1"] == [f"a{n}" for n in range(5)]
     with pytest.raises(InputError, match=":8: score = '9' is outside"):
