@@ -85,7 +85,7 @@ def measure(name: str, settings: Recipe, project: params.Project, data: Path, ch
         value = statistics.accuracy if part.startswith(slicing.LABEL) else statistic
         if part in rules.slices:
             found["slices"][part] = compare(value, gold[chosen], [s[chosen] for s in said])
-    for key, entry in recipes.further_tasks(recipe, settings).items():
+    for key, entry in settings.further_tasks().items():
         if key in rules.guards:
             task = tasks.get(entry.task)
             metric = recipe.METRIC if recipe.METRIC in task.STATISTICS else task.METRIC

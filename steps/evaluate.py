@@ -88,7 +88,7 @@ def evaluate(name: str, settings: Recipe, project: params.Project, data: Path, m
 
     metrics = judge(recipe.TASK, recipe.METRIC, "test")
     metrics["tasks"] = {}
-    for key, entry in recipes.further_tasks(recipe, settings).items():
+    for key, entry in settings.further_tasks().items():
         task = tasks.get(entry.task)
         metric = recipe.METRIC if recipe.METRIC in task.STATISTICS else task.METRIC
         metrics["tasks"][key] = judge(task, metric, f"tasks/{key}")

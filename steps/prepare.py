@@ -85,7 +85,7 @@ def _fill(recipe: ModuleType, settings: Recipe, writer: Writer, files: Files, su
         found.repeats["train"] = decontamination.repeats(train, names)
     task, entry, rows = held["dev"]
     held["dev"] = task, entry, decontamination.apart(rows, held["test"][2], task.TEXTS, settings.contract, found)
-    for name, entry in recipes.further_tasks(recipe, settings).items():
+    for name, entry in settings.further_tasks().items():
         split = f"tasks/{name}"
         held[split] = (tasks.get(entry.task), entry, task_rows(entry, settings, suite, entry.test, split, found))
     evaluation = decontamination.Evaluation(settings.contract, found)

@@ -236,7 +236,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _guards_are_tasks(self):
-        known = list(self.tasks)[1:] if isinstance(self, Unlabelled) else list(self.tasks)
+        known = list(self.further_tasks())
         if unknown := [name for name in self.gate.guards if name not in known]:
             raise ValueError(f"gate.guards names {unknown[0]!r}, which is no further task of the recipe; "
                              f"those are: {', '.join(known) or 'none'}")
@@ -269,29 +269,13 @@ class Recipe(Strict):
                                    f"recipes.{cls.__module__.rpartition('.')[2]}.tasks.{name}.")
         return found
 
+    def further_tasks(self) -> dict[str, Any]:
+        """The tasks a model is scored on besides the recipe's own dev and test."""
+        return self.tasks
+
     def what_makes_it(self) -> dict[str, Any]:
         """The values that change a version: all but when it is made and when it is promoted."""
         return self.model_dump(exclude={"gate", "schedule"})
-
-
-class Unlabelled(Recipe):
-    """A recipe that trains on plain text; its first task selects on its dev split and reports on its test split."""
-
-    @model_validator(mode="after")
-    def _has_a_task(self):
-        entry = next(iter(self.tasks.values()), None)
-        if entry is None or entry.task != "sts" or entry.dev is None:
-            raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
-                             "plain text alone tells nothing of the model's quality")
-        if entry.dev == entry.test:
-            raise ValueError(f"the first of tasks has {entry.test!r} as dev and as test: a model would be selected by "
-                             "the rows on which it is reported; name two splits")
-        if self.prepare.subset:
-            raise ValueError("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
-        if self.train.metric == "loss" and not self.prepare.held_out:
-            raise ValueError("train.metric is loss, which is that on held-out text, and prepare.held_out is 0: hold "
-                             "some out, or select by another metric")
-        return self
 
 
 class Reference(Strict):

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from steps import schema
 
@@ -52,6 +52,29 @@ class Train(schema.EmbeddingTrain):
     """metric `loss` is that on held-out text."""
 
     metric: Literal["spearman_cosine", "pearson_cosine", "loss"]
+
+
+class Unlabelled(schema.Recipe):
+    """A recipe that trains on plain text; its first task selects on its dev split and reports on its test split."""
+
+    @model_validator(mode="after")
+    def _has_a_task(self):
+        entry = next(iter(self.tasks.values()), None)
+        if entry is None or entry.task != "sts" or entry.dev is None:
+            raise ValueError("tasks must begin with a task `sts` that names a dev and a test split of the suite: "
+                             "plain text alone tells nothing of the model's quality")
+        if entry.dev == entry.test:
+            raise ValueError(f"the first of tasks has {entry.test!r} as dev and as test: a model would be selected by "
+                             "the rows on which it is reported; name two splits")
+        if self.prepare.subset:
+            raise ValueError("prepare.subset is of labelled rows; for fewer sentences set prepare.limit")
+        if self.train.metric == "loss" and not self.prepare.held_out:
+            raise ValueError("train.metric is loss, which is that on held-out text, and prepare.held_out is 0: hold "
+                             "some out, or select by another metric")
+        return self
+
+    def further_tasks(self) -> dict[str, Any]:
+        return dict(list(self.tasks.items())[1:])
 
 
 def examples(row: Mapping[str, str], prepare: Prepare) -> list[dict]:

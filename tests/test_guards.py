@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from flows import graph, preflight, processes
+from flows import graph, preflight, processes, room
 from steps import checkpoint, command, download, embedding, params, resuming
 from steps import training as library
 from steps.schema import InputError
@@ -154,11 +154,11 @@ def test_no_check_of_the_embeddings_row_26(small, monkeypatch, tiny_model):
 def test_no_look_at_the_disk_row_7(project, inside, monkeypatch):
     """A training begins whose checkpoints do not fit."""
     inside(project)
-    monkeypatch.setattr(preflight, "memory", lambda processes: 1 << 60)
+    monkeypatch.setattr(room, "memory", lambda processes: 1 << 60)
     header_of(project / "tiny-bert/model.safetensors", shutil.disk_usage(".").free // 42_000)
     with pytest.raises(InputError, match="3 checkpoints of tiny-bert need"):
         preflight.check(["sts"], params.load())
-    monkeypatch.setattr(preflight, "CHECKPOINTS", 0)
+    monkeypatch.setattr(room, "CHECKPOINTS", 0)
     preflight.check(["sts"], params.load())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import graph, preflight
+from flows import graph, preflight, room
 from steps import params, recipes, vocabulary
 from steps.schema import InputError
 from tests.test_preflight import passes, refusal
@@ -26,7 +26,7 @@ def test_parameters_are_counted_from_the_header(here, tiny_model):
     from transformers import AutoModel
 
     count = sum(p.numel() for p in AutoModel.from_pretrained(tiny_model).parameters())
-    assert preflight.parameters(tiny_model) == count
+    assert room.parameters(tiny_model) == count
 
 
 def test_a_model_whose_checkpoints_do_not_fit_the_disk_is_refused(here):
@@ -38,7 +38,7 @@ def test_a_model_whose_checkpoints_do_not_fit_the_disk_is_refused(here):
 
 
 def test_the_room_that_its_own_checkpoints_have_is_a_runs_to_use(here, monkeypatch):
-    monkeypatch.setattr(preflight, "memory", lambda processes: 1 << 60)
+    monkeypatch.setattr(room, "memory", lambda processes: 1 << 60)
     free = shutil.disk_usage(".").free
     weights(here / "tiny-bert/model.safetensors", free // 42_000)
     assert "checkpoints of tiny-bert need" in refusal()
@@ -94,7 +94,7 @@ def test_more_rows_longer_texts_and_more_layers_need_more_memory(here, tiny_mode
     def need(**changes) -> int:
         parts = {part: getattr(settings, part).model_copy(update={k: v for k, v in changes.items()
                  if hasattr(getattr(settings, part), k)}) for part in ("train", "prepare")}
-        return preflight.activations(tiny_model, settings.model_copy(update=parts), recipes.get("sts"))
+        return room.activations(tiny_model, settings.model_copy(update=parts), recipes.get("sts"))
 
     assert need(batch_size=32) == 2 * need(batch_size=16) == 4 * need(processes=2)
     assert need(max_length=256) > 2 * need(max_length=128)
@@ -109,7 +109,7 @@ def test_each_text_of_an_example_needs_memory_and_so_do_guessed_words(shipped, t
         parts = {"prepare": {"max_length": 64}, "train": {"batch_size": 8}}
         settings = shipped[name].model_copy(update={part: getattr(shipped[name], part).model_copy(update=same)
                                                     for part, same in parts.items()})
-        return preflight.activations(tiny_model, settings, recipes.get(name))
+        return room.activations(tiny_model, settings, recipes.get(name))
 
     scores = 12 * vocabulary.config(tiny_model)["vocab_size"] * 64 * 8
     assert need(name) == need("sts") // 2 * texts + guesses * scores
@@ -118,9 +118,9 @@ def test_each_text_of_an_example_needs_memory_and_so_do_guessed_words(shipped, t
 def test_the_remedy_keeps_what_a_batch_is(shipped):
     """Accumulated gradients add no negatives, so that nli's batch is not halved."""
     train = shipped["nli"].train
-    assert preflight.remedy(train) == "set train.loss: cached"
-    assert preflight.remedy(train.model_copy(update={"loss": "cached"})) == "lower train.mini_batch_size (16)"
-    assert preflight.remedy(train.model_copy(update={"loss": "triplet"})) == (
+    assert room.remedy(train) == "set train.loss: cached"
+    assert room.remedy(train.model_copy(update={"loss": "cached"})) == "lower train.mini_batch_size (16)"
+    assert room.remedy(train.model_copy(update={"loss": "triplet"})) == (
         "halve train.batch_size (32) and double train.gradient_accumulation")
 
 
@@ -131,7 +131,7 @@ def fake_cards(folder: Path, monkeypatch, *megabytes: int) -> None:
     tool.write_text("#!/bin/sh\n" + "".join(f"echo {size}\n" for size in megabytes), encoding="utf-8")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda name: "2.13.0")
+    monkeypatch.setattr(room.importlib.metadata, "version", lambda name: "2.13.0")
 
 
 def test_a_gpu_that_is_not_there_is_named(here, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_gpu_that_is_not_there_is_named(here, tmp_path, monkeypatch):
     passes()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert refusal() == "CUDA_VISIBLE_DEVICES names GPU 2; this machine has 2, counted from 0: correct it"
-    monkeypatch.setattr(preflight, "_cards", list)
+    monkeypatch.setattr(room, "_cards", list)
     assert refusal().startswith("CUDA_VISIBLE_DEVICES names GPU 2, and torch 2.13.0 finds none here: mend the driver ")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     passes()
@@ -151,9 +151,9 @@ def test_the_memory_that_counts_is_that_of_the_gpus_that_training_can_use(here, 
     for asked, megabytes in (("1", [81920]), ("1,0", [81920, 40960]), ("GPU-8f2a", [20480]), ("", []),
                              ("1,-1", [81920])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
-        assert preflight.visible_cards() == [size << 20 for size in megabytes]
+        assert room.visible_cards() == [size << 20 for size in megabytes]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0,2")
-    assert [preflight.memory(processes) >> 20 for processes in (1, 2, 3)] == [81920, 40960, 20480]
+    assert [room.memory(processes) >> 20 for processes in (1, 2, 3)] == [81920, 40960, 20480]
 
 
 def test_each_process_wants_a_gpu_of_its_own(here, tmp_path, monkeypatch):
@@ -166,5 +166,5 @@ def test_each_process_wants_a_gpu_of_its_own(here, tmp_path, monkeypatch):
 
 def test_the_memory_of_a_gpu_counts_where_there_is_one(here, tmp_path, monkeypatch):
     fake_cards(tmp_path, monkeypatch, 1)
-    assert preflight.memory() == 1 << 20
+    assert room.memory() == 1 << 20
     assert "there are 0.0; halve" in refusal()

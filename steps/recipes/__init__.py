@@ -62,9 +62,3 @@ def examples(recipe: ModuleType, row: Mapping, prepare) -> Iterable[dict]:
     if unlabelled(recipe):
         return sentences.examples(row, prepare)
     return [recipe.TASK.example(row, prepare)]
-
-
-def further_tasks(recipe: ModuleType, settings) -> dict:
-    """The tasks a model is scored on besides the recipe's own dev and test; plain text has the first for those."""
-    entries = list(settings.tasks.items())
-    return dict(entries[1:] if unlabelled(recipe) else entries)

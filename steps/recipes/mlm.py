@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steps import schema, sentences
+from steps import sentences
 from steps.schema import InputError
 from steps.tasks import sts as task
 
@@ -24,7 +24,7 @@ class Train(sentences.Train):
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-class Params(schema.Unlabelled):
+class Params(sentences.Unlabelled):
     kind: Literal["embedding"]
     prepare: sentences.Prepare
     train: Train

@@ -7,7 +7,7 @@ decoder tied to the encoder. Several published scripts keep 60 % instead. dev an
 from pathlib import Path
 from typing import Literal
 
-from steps import schema, sentences
+from steps import sentences
 from steps.schema import InputError
 from steps.tasks import sts as task
 
@@ -17,7 +17,7 @@ UNLABELLED = True
 WORDS = True
 
 
-class Params(schema.Unlabelled):
+class Params(sentences.Unlabelled):
     kind: Literal["embedding"]
     prepare: sentences.NoisyPrepare
     train: sentences.Train
