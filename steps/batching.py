@@ -1,7 +1,7 @@
 """Tokenized Arrow files -> batches of similar length, padded no further than their longest text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from steps import noise, ranks
 from steps.progress import Progress
 
 IDS = "_input_ids"
+MASK = "_attention_mask"
 WORDS = "_word_starts"      # where each word begins among the token ids, and where the last ends
 ROW = "row"                 # the number of a row of text; negative where it is held out
 
@@ -45,6 +46,17 @@ def pad(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
         ids[row, :len(text)] = torch.as_tensor(text)
         mask[row, :len(text)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def parts(batch: Mapping[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """A batch, longest rows first -> its rows, so many at a time, padded no further than each part needs."""
+    for start in range(0, len(next(iter(batch.values()))), size):
+        part = {name: value[start:start + size] for name, value in batch.items()}
+        for mask in [name for name in part if name.endswith(MASK)]:
+            longest = int(part[mask].sum(1).max())
+            for name in (mask, mask.removesuffix(MASK) + IDS):
+                part[name] = part[name][:, :longest].contiguous()
+        yield part
 
 
 def longest_first(texts: Sequence[Sequence[int]], batch_size: int, pad_id: int,

@@ -115,13 +115,15 @@ class DevScores(BaseEvaluator):
 class Trainer(Resumable, SentenceTransformerTrainer):
     """The library's trainer, fed with batches of similar length.
 
-    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `least` is
-    the spread of vectors that are not collapsed.
+    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `at_once` is
+    how many rows of similar length it is computed from at a time, all where None: the same loss with less padding;
+    `least` is the spread of vectors that are not collapsed.
     """
 
-    def __init__(self, *args, length_grouping: int, keys: np.ndarray | None, counted: Callable | None, least: float,
-                 **kwargs):
-        self.length_grouping, self.keys, self.counted, self.least = length_grouping, keys, counted, least
+    def __init__(self, *args, length_grouping: int, at_once: int | None, keys: np.ndarray | None,
+                 counted: Callable | None, least: float, **kwargs):
+        self.length_grouping, self.at_once, self.keys = length_grouping, at_once, keys
+        self.counted, self.least = counted, least
         super().__init__(*args, **kwargs)
 
     def add_model_card_callback(self, default_args_dict):
@@ -179,7 +181,12 @@ class Trainer(Resumable, SentenceTransformerTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model is self.model:
-            return super().compute_loss(model, inputs, return_outputs)
+            if self.at_once is None:
+                return super().compute_loss(model, inputs, return_outputs)
+            parts = [part for part in batching.parts(inputs, self.at_once) if self.counts(part)]
+            loss = sum(super(Trainer, self).compute_loss(model, part) * self.counts(part) for part in parts)
+            loss = loss / self.counts(inputs)
+            return (loss, {}) if return_outputs else loss
         rows = inputs.pop("rows")
         if hasattr(self.loss, "rows"):
             self.loss.rows = rows
@@ -215,7 +222,7 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     loss = recipe.loss(model, smaller or chosen, train_set).float()     # a decoder or head that it loads as well
     training.set_dropout(chosen.dropout, model)
     trainer = Trainer(
-        length_grouping=chosen.length_grouping,
+        length_grouping=chosen.length_grouping, at_once=getattr(chosen, "rows_at_once", None),
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
         counted=getattr(recipe, "counted", None), least=least,
         model=model, train_dataset=train_set, eval_dataset=unseen,

@@ -46,9 +46,9 @@ class MaskedLanguageModelLoss(nn.Module):
     Devlin et al. 2019, https://arxiv.org/abs/1810.04805. The head is the base model's where it has one, else new;
     its word matrix is the encoder's own.
 
-    | inputs                      | labels                              |
-    |-----------------------------|-------------------------------------|
-    | token ids [b, l], masked    | ids [b, l] asked for, -100 elsewhere |
+    | inputs                      | labels                                                          |
+    |-----------------------------|-----------------------------------------------------------------|
+    | token ids [b, l], masked    | ids [b, l or more] asked for, -100 elsewhere and beyond the text |
     """
 
     def __init__(self, model: SentenceTransformer):
@@ -61,7 +61,9 @@ class MaskedLanguageModelLoss(nn.Module):
 
     def forward(self, features: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
         text, = features
-        return self.head(input_ids=text["input_ids"], attention_mask=text["attention_mask"], labels=labels).loss
+        ids = text["input_ids"]
+        labels = labels[:, :ids.shape[1]].contiguous()
+        return self.head(input_ids=ids, attention_mask=text["attention_mask"], labels=labels).loss
 
     def get_config_dict(self) -> dict:
         return {}
