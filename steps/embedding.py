@@ -222,7 +222,8 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     loss = recipe.loss(model, smaller or chosen, train_set).float()     # a decoder or head that it loads as well
     training.set_dropout(chosen.dropout, model)
     trainer = Trainer(
-        length_grouping=chosen.length_grouping, at_once=getattr(chosen, "rows_at_once", None),
+        length_grouping=chosen.length_grouping,
+        at_once=None if torch.cuda.is_available() else getattr(chosen, "rows_at_once", None),
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
         counted=getattr(recipe, "counted", None), least=least,
         model=model, train_dataset=train_set, eval_dataset=unseen,

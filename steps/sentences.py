@@ -51,9 +51,10 @@ class NoisyPrepare(Prepare):
 class Train(schema.EmbeddingTrain):
     """metric `loss` is that on held-out text.
 
-    rows_at_once is how many rows of similar length of a batch are computed at a time, all of them where it is null.
-    The loss is a mean over tokens, so that batches of one length, as length_grouping makes them, give the words of
-    short sentences more weight and fewer words to a step; random batches in parts spare the padding and change neither.
+    rows_at_once is how many rows of similar length of a batch are computed at a time on a CPU, all where it is null; on
+    a GPU, which waits for its host, all are. The loss is a mean over tokens, so that batches of one length, as
+    length_grouping makes them, give the words of short sentences more weight and fewer words to a step; random batches
+    in parts spare the padding and change neither.
     """
 
     rows_at_once: schema.Positive | None = None
