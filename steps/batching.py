@@ -1,4 +1,4 @@
-"""Tokenized Arrow files -> batches of similar length, padded no further than their longest text."""
+"""Tokenized Arrow files -> batches, or parts of them, of similar length, padded no further than their longest text."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,9 +174,10 @@ class LengthGroupedBatches:
     """Batches of examples of similar length in random order: a pure function of (seed, epoch).
 
     Every example once an epoch. `grouping` batches are shuffled together and then sorted by length, so that batches
-    stay random in all but length; 1 leaves them random in length too. With `keys`, the texts of each example as
-    numbers [n, columns], no two examples of a batch share a text: one that would waits for a later batch, and those
-    that find none are left out of the epoch.
+    stay random in all but length; 1 leaves them random in length too. The longest of a batch come first.
+
+    With `keys`, the texts of each example as numbers [n, columns], no two examples of a batch share a text: one that
+    would waits for a later batch, there before longer ones, and those that find none are left out of the epoch.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, grouping: int, seed: int, keys: np.ndarray | None = None):

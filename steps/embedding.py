@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -113,11 +114,12 @@ class DevScores(BaseEvaluator):
 
 
 class Trainer(Resumable, SentenceTransformerTrainer):
-    """The library's trainer, fed with batches of similar length.
+    """The library's trainer, fed with batches of similar length, or whose parts are.
 
     `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `at_once` is
     how many rows of similar length it is computed from at a time, all where None: the same loss with less padding;
-    `least` is the spread of vectors that are not collapsed.
+    `least` is the spread of vectors that are not collapsed. A loss with layers of its own computes them in the
+    precision of training too; the library's has the encoder alone in it.
     """
 
     def __init__(self, *args, length_grouping: int, at_once: int | None, keys: np.ndarray | None,
@@ -125,6 +127,8 @@ class Trainer(Resumable, SentenceTransformerTrainer):
         self.length_grouping, self.at_once, self.keys = length_grouping, at_once, keys
         self.counted, self.least = counted, least
         super().__init__(*args, **kwargs)
+        encoders = {id(weight) for weight in self.model.parameters()}
+        self.has_layers = any(id(weight) not in encoders for weight in self.loss.parameters())
 
     def add_model_card_callback(self, default_args_dict):
         """No generated card: it holds clocks and machines; Evergreen writes its own (steps/register.py)."""
@@ -181,11 +185,8 @@ class Trainer(Resumable, SentenceTransformerTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model is self.model:
-            if self.at_once is None:
-                return super().compute_loss(model, inputs, return_outputs)
-            parts = [part for part in batching.parts(inputs, self.at_once) if self.counts(part)]
-            loss = sum(super(Trainer, self).compute_loss(model, part) * self.counts(part) for part in parts)
-            loss = loss / self.counts(inputs)
+            with self.accelerator.autocast() if self.has_layers else nullcontext():
+                loss = super().compute_loss(model, inputs) if self.at_once is None else self.loss_of_parts(inputs)
             return (loss, {}) if return_outputs else loss
         rows = inputs.pop("rows")
         if hasattr(self.loss, "rows"):
@@ -196,6 +197,12 @@ class Trainer(Resumable, SentenceTransformerTrainer):
             count = float(self.counted(inputs)) if count else 0.0
             rows, = ranks.total(count)
         return model(inputs) * ranks.share(count, rows)
+
+    def loss_of_parts(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a batch, in which each part has its share of the mean."""
+        parts = [part for part in batching.parts(inputs, self.at_once) if self.counts(part)]
+        return sum(self.counts(part) * super(Trainer, self).compute_loss(self.model, part) for part in parts
+                   ) / self.counts(inputs)
 
 
 def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: Path, base_model: Path,

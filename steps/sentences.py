@@ -49,12 +49,12 @@ class NoisyPrepare(Prepare):
 
 
 class Train(schema.EmbeddingTrain):
-    """metric `loss` is that on held-out text.
+    """metric `loss` is that on held-out text: a mean over batches too, to be compared at one length_grouping.
 
-    rows_at_once is how many rows of similar length of a batch are computed at a time on a CPU, all where it is null; on
-    a GPU, which waits for its host, all are. The loss is a mean over tokens, so that batches of one length, as
-    length_grouping makes them, give the words of short sentences more weight and fewer words to a step; random batches
-    in parts spare the padding and change neither.
+    rows_at_once is how many rows of similar length of a batch each process computes together on a CPU, all where it is
+    null, for less padding and time; it needs the memory of a batch without its padding. A GPU waits for its host in
+    batches of 8 to 32 rows, and computes all of them together. The loss is a mean over tokens: batches of one length,
+    as length_grouping makes them, would give each word of a short sentence more weight, and few words to some steps.
     """
 
     rows_at_once: schema.Positive | None = None

@@ -17,12 +17,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from steps import classification, embedding, recipes, resuming
+from steps import resuming
 from steps import training as library
 from steps.schema import InputError
 from tests.killing import PLACE, Training, forked, waited
 from tests.project import ROOT, sample, write_rows
-from tests.small import SAMPLES, changed, softmax
+from tests.small import SAMPLES, softmax
 
 pytestmark = pytest.mark.fault(1)
 RECIPES = [*SAMPLES, "softmax"]
@@ -235,51 +235,3 @@ def test_a_training_that_the_kernel_refuses_memory_continues_with_parts_of_batch
     assert "out of memory: once more from the last checkpoint" in said.err
     assert "continues from the checkpoint of step 2 of 4" in said.out
     assert json.loads(Path("model/lineage.json").read_text(encoding="utf-8"))["batches_computed_in_parts"] == 2
-
-
-@pytest.mark.parametrize("recipe, settings", [
-    ("sts", {}), ("mlm", {}), ("tsdae", {}), ("emotion", {"class_weights": "balanced"})])
-def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(training, recipe, settings):
-    """7 rows in 4 and 3, which do not count 4 to 3 where a loss is a mean over tokens or weighs the classes."""
-    found = training(recipe, **settings)
-    (whole, _), (parts, _) = gradient(found, recipe, 1), gradient(found, recipe, 2)
-    assert torch.allclose(whole, parts, atol=1e-6)
-    assert whole.abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("recipe", ["mlm", "tsdae"])
-def test_rows_at_once_pad_less_and_leave_the_gradient_as_it_is(small, monkeypatch, recipe):
-    """Also where memory is too small for the batch: parts of 4 and 3 rows, by 2 at once."""
-    settings = small(recipe, rows_at_once=None)
-    sentences = settings.prepare.model_copy(update={"splitter": r"[.\n]+"})
-    found = Training(monkeypatch, recipe, settings.model_copy(update={"prepare": sentences}))
-    whole, padded = gradient(found, recipe, 1)
-    found.settings = changed(found.settings, rows_at_once=2)
-    for parts in (1, 2):
-        same, less = gradient(found, recipe, parts)
-        assert torch.allclose(whole, same, atol=1e-6)
-        assert less < padded
-
-
-def gradient(found: Training, recipe: str, parts: int) -> tuple[torch.Tensor, int]:
-    """That of the first batch of 7 rows without dropout, and how many tokens the encoder was given with its padding."""
-    kind, tokens = classification if recipe == "emotion" else embedding, 0
-    trainer, _ = kind.build_trainer(recipes.get(recipe), changed(found.settings, batch_size=7), 42, Path("data"),
-                                    Path(found.settings.base_model), Path("scratch"), lambda *_: None, parts)
-    for module in trainer.trained().modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.create_optimizer()
-    batch = next(batch for batch in trainer.get_train_dataloader() if recipe == "sts" or (      # else rows would do
-        trainer.counts({name: value[:4] for name, value in batch.items()}) / 4
-        != pytest.approx(trainer.counts(batch) / 7)))
-
-    def count(module, ids):
-        nonlocal tokens
-        tokens += ids[0].numel()
-
-    encoder = trainer.model if recipe == "emotion" else trainer.model.transformers_model
-    encoder.get_input_embeddings().register_forward_pre_hook(count)
-    trainer.training_step(trainer.model, batch)
-    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]), tokens
