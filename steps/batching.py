@@ -48,15 +48,34 @@ def pad(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def parts(batch: Mapping[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """A batch, longest rows first -> its rows, so many at a time, padded no further than each part needs."""
-    for start in range(0, len(next(iter(batch.values()))), size):
-        part = {name: value[start:start + size] for name, value in batch.items()}
-        for mask in [name for name in part if name.endswith(MASK)]:
+def parts(batch: Mapping[str, torch.Tensor], saving: int) -> Iterator[dict[str, torch.Tensor]]:
+    """A batch, longest rows first -> its rows in parts, padded no further than each needs.
+
+    As few and such parts that the padding is least where each further part counts for `saving` tokens of it.
+    """
+    masks = [name for name in batch if name.endswith(MASK)]
+    for start, end in cuts(sum(batch[mask].sum(1) for mask in masks).cpu().numpy(), saving):
+        part = {name: value[start:end] for name, value in batch.items()}
+        for mask in masks:
             longest = int(part[mask].sum(1).max())
             for name in (mask, mask.removesuffix(MASK) + IDS):
                 part[name] = part[name][:, :longest].contiguous()
         yield part
+
+
+def cuts(lengths: np.ndarray, saving: int) -> list[tuple[int, int]]:
+    """Lengths [b] of rows -> the bounds of parts of them: with the least sum of rows x longest + saving."""
+    least, begins = [0], []
+    for end in range(1, len(lengths) + 1):
+        longest = np.maximum.accumulate(lengths[:end][::-1])[::-1]      # of the part that begins at each row
+        costs = np.array(least) + np.arange(end, 0, -1) * longest + saving
+        begins.append(int(costs.argmin()))
+        least.append(int(costs.min()))
+    found, end = [], len(lengths)
+    while end:
+        found.append((begins[end - 1], end))
+        end = begins[end - 1]
+    return found[::-1]
 
 
 def longest_first(texts: Sequence[Sequence[int]], batch_size: int, pad_id: int,

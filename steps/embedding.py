@@ -116,15 +116,15 @@ class DevScores(BaseEvaluator):
 class Trainer(Resumable, SentenceTransformerTrainer):
     """The library's trainer, fed with batches of similar length, or whose parts are.
 
-    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `at_once` is
-    how many rows of similar length it is computed from at a time, all where None: the same loss with less padding;
-    `least` is the spread of vectors that are not collapsed. A loss with layers of its own computes them in the
-    precision of training too; the library's has the encoder alone in it.
+    `counted(batch)` is how many things the loss of a batch is a mean over, where those are not its rows; `saving` is
+    how many tokens of padding make a further part of a batch worth it, none where None; `least` is the spread of
+    vectors that are not collapsed. A loss with layers of its own computes them in the precision of training too; the
+    library's has the encoder alone in it.
     """
 
-    def __init__(self, *args, length_grouping: int, at_once: int | None, keys: np.ndarray | None,
+    def __init__(self, *args, length_grouping: int, saving: int | None, keys: np.ndarray | None,
                  counted: Callable | None, least: float, **kwargs):
-        self.length_grouping, self.at_once, self.keys = length_grouping, at_once, keys
+        self.length_grouping, self.saving, self.keys = length_grouping, saving, keys
         self.counted, self.least = counted, least
         super().__init__(*args, **kwargs)
         encoders = {id(weight) for weight in self.model.parameters()}
@@ -186,7 +186,7 @@ class Trainer(Resumable, SentenceTransformerTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model is self.model:
             with self.accelerator.autocast() if self.has_layers else nullcontext():
-                loss = super().compute_loss(model, inputs) if self.at_once is None else self.loss_of_parts(inputs)
+                loss = super().compute_loss(model, inputs) if self.saving is None else self.loss_of_parts(inputs)
             return (loss, {}) if return_outputs else loss
         rows = inputs.pop("rows")
         if hasattr(self.loss, "rows"):
@@ -200,7 +200,7 @@ class Trainer(Resumable, SentenceTransformerTrainer):
 
     def loss_of_parts(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch, in which each part has its share of the mean."""
-        parts = [part for part in batching.parts(inputs, self.at_once) if self.counts(part)]
+        parts = [part for part in batching.parts(inputs, self.saving) if self.counts(part)]
         return sum(self.counts(part) * super(Trainer, self).compute_loss(self.model, part) for part in parts
                    ) / self.counts(inputs)
 
@@ -230,7 +230,7 @@ def build_trainer(recipe: ModuleType, settings: schema.Recipe, seed: int, data: 
     training.set_dropout(chosen.dropout, model)
     trainer = Trainer(
         length_grouping=chosen.length_grouping,
-        at_once=None if torch.cuda.is_available() else getattr(chosen, "rows_at_once", None),
+        saving=None if torch.cuda.is_available() else getattr(chosen, "split_saving", None),
         keys=batching.keys(data / "train.arrow", names) if no_duplicates else None,
         counted=getattr(recipe, "counted", None), least=least,
         model=model, train_dataset=train_set, eval_dataset=unseen,

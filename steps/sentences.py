@@ -51,13 +51,14 @@ class NoisyPrepare(Prepare):
 class Train(schema.EmbeddingTrain):
     """metric `loss` is that on held-out text: a mean over batches too, to be compared at one length_grouping.
 
-    rows_at_once is how many rows of similar length of a batch each process computes together on a CPU, all where it is
-    null, for less padding and time; it needs the memory of a batch without its padding. A GPU waits for its host in
-    batches of 8 to 32 rows, and computes all of them together. The loss is a mean over tokens: batches of one length,
-    as length_grouping makes them, would give each word of a short sentence more weight, and few words to some steps.
+    The loss is a mean over tokens: batches of one length, as length_grouping makes them, would give each word of a
+    short sentence more weight, and few words to some steps. split_saving is for random ones: on a CPU a batch is
+    computed in parts of similar length, where each spares at least so many tokens of padding; whole where it is null.
+    The loss stays as it is. A part costs a gradient of the whole word matrix; a GPU waits for its host in batches of 8
+    to 32 rows, and computes them whole.
     """
 
-    rows_at_once: schema.Positive | None = None
+    split_saving: schema.Positive | None = None
     metric: Literal["spearman_cosine", "pearson_cosine", "loss"]
 
 

@@ -62,13 +62,6 @@ def test_every_example_stands_in_an_epoch_once(lengths, size, seed, epoch):
 
 
 @settings(deadline=None)
-@given(LENGTHS, BATCH_SIZES, SEEDS, st.sampled_from([1, GROUPING]))
-def test_the_longest_of_a_batch_come_first(lengths, size, seed, grouping):
-    for batch in LengthGroupedBatches(lengths, size, grouping, seed):
-        assert lengths[batch].tolist() == sorted(lengths[batch], reverse=True)
-
-
-@settings(deadline=None)
 @given(LENGTHS, BATCH_SIZES, SEEDS)
 def test_every_batch_is_full_but_one_with_the_rest(lengths, size, seed):
     full, rest = divmod(len(lengths), size)

@@ -26,8 +26,8 @@ CASES = {       # rows of train: the last batch of 3 or 1 gives the ranks 2 and 
     "cached": ("nli", {**STILL, "loss": "cached", "mini_batch_size": 2}, 21),
     "triplet": ("nli", {**STILL, "loss": "triplet", "gradient_accumulation": 2}, 21),
     "emotion": ("emotion", {**STILL, "class_weights": "balanced"}, 21),
-    "tsdae": ("tsdae", {**STILL, "evaluations": 1, "rows_at_once": 2}, 23),
-    "mlm": ("mlm", {**STILL, "rows_at_once": 2}, 23),
+    "tsdae": ("tsdae", {**STILL, "evaluations": 1, "split_saving": 1}, 23),
+    "mlm": ("mlm", {**STILL, "split_saving": 1}, 23),
     "multilingual": ("multilingual", STILL, 21),
 }
 KILLED = {"killed-sts": ("sts", {"batch_size": 10, "epochs": 2}, 21, 2, 4),

@@ -57,7 +57,7 @@ def test_no_number_hides_in_a_default_but_those_that_change_nothing():
                 for name, field in fields.items() if not field.is_required()}
     assert defaults == {
         "tasks": {}, "header": None, "limit": None, "subset": None, "source": None, "schedule": None, "dropout": None,
-        "rows_at_once": None}
+        "split_saving": None}
 
 
 @pytest.mark.parametrize("keys, value, said", [

@@ -1,11 +1,15 @@
 """A batch that is computed in parts has the loss and the gradient of one that is computed at once."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from steps import classification, embedding, prepare, recipes
+from steps import batching, classification, embedding, prepare, recipes
 from tests.small import changed
 
 
@@ -53,7 +57,7 @@ def gradient(recipe: str, settings, parts: int) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("recipe, settings", [
-    ("sts", {}), ("mlm", {"rows_at_once": None}), ("tsdae", {"rows_at_once": None}),
+    ("sts", {}), ("mlm", {"split_saving": None}), ("tsdae", {"split_saving": None}),
     ("emotion", {"class_weights": "balanced"})])
 def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(ready, recipe, settings):
     """7 rows in 4 and 3, which do not count 4 to 3 where a loss is a mean over tokens or weighs the classes."""
@@ -63,24 +67,24 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(ready, recipe, se
     assert whole.abs().max() > 1e-3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes the rows of a batch together")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes a batch whole")
 @pytest.mark.parametrize("recipe", ["mlm", "tsdae"])
-def test_rows_at_once_pad_less_and_leave_the_gradient_as_it_is(ready, recipe):
-    """Also where memory is too small for the batch: parts of 4 and 3 rows, by 2 at once."""
-    settings = ready(recipe, rows_at_once=None)
+def test_parts_of_similar_length_pad_less_and_leave_the_gradient_as_it_is(ready, recipe):
+    """Also where memory is too small for the batch: parts of 4 and 3 rows are cut again."""
+    settings = ready(recipe, split_saving=None)
     whole, padded = gradient(recipe, settings, 1)
     for parts in (1, 2):
-        same, less = gradient(recipe, changed(settings, rows_at_once=2), parts)
+        same, less = gradient(recipe, changed(settings, split_saving=1), parts)
         assert torch.allclose(whole, same, atol=1e-6)
         assert less < padded
     assert whole.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("recipe", ["mlm", "tsdae"])
-def test_rows_at_once_leave_the_loss_on_held_out_text_as_it_is(ready, recipe):
-    settings, losses = ready(recipe, rows_at_once=None), []
-    for count in (None, 2):
-        found = trainer(recipe, changed(settings, rows_at_once=count))
+def test_they_leave_the_loss_on_held_out_text_as_it_is(ready, recipe):
+    settings, losses = ready(recipe, split_saving=None), []
+    for saving in (None, 1):
+        found = trainer(recipe, changed(settings, split_saving=saving))
         found.remove_callback(found.history)        # whose clock starts with training
         losses.append(found.evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] > 1
@@ -100,3 +104,16 @@ def test_what_guesses_words_computes_in_the_precision_of_training(ready, recipe,
 def test_similarities_of_vectors_stay_in_32_bits(ready):
     """A loss without layers of its own sees nothing but small differences between the encoder's vectors."""
     assert not trainer("nli", ready("nli", precision="bf16")).has_layers
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 60))
+def test_a_batch_is_cut_where_that_spares_most(lengths, saving):
+    """Of all ways to cut it."""
+    def cost(parts: list[tuple[int, int]]) -> int:
+        return sum((end - start) * max(lengths[start:end]) + saving for start, end in parts)
+
+    ways = ([0, *inner, len(lengths)] for count in range(len(lengths))
+            for inner in itertools.combinations(range(1, len(lengths)), count))
+    found = batching.cuts(np.array(lengths), saving)
+    assert [start for start, _ in found] == [0, *(end for _, end in found[:-1])] and found[-1][1] == len(lengths)
+    assert cost(found) == min(cost(list(itertools.pairwise(way))) for way in ways)
